@@ -1,0 +1,48 @@
+# Everything a person or CI does here. `make demo` and `make test` need Python 3.11 and make, nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+LOCKS := requirements/tools.lock.txt requirements/dev.lock.txt
+
+export BENTOML_DO_NOT_TRACK = True
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: setup demo serve test lint types lock bento clean
+
+setup: .venv/ready ## the virtual environment, exactly as locked
+
+.venv/ready: $(LOCKS) pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.lock.txt
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode $(LOCKS)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup ## serve the embedded demo model on 127.0.0.1 and ask it something
+	@$(BIN)/zopilot-gpu serve --demo
+
+serve: setup ## serve the real model from the mounted cache on 127.0.0.1
+	@$(BIN)/zopilot-gpu serve
+
+test: setup ## all tests
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bento: setup ## the bento that `bentoml containerize` makes the image from
+	$(BIN)/bentoml build
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --custom-compile-command "make lock"
+
+lock: ## new locks from pyproject.toml; LOCK_FLAGS=--upgrade for newer versions
+	$(LOCK) $(LOCK_FLAGS) --output-file requirements/tools.lock.txt requirements/tools.in
+	$(LOCK) $(LOCK_FLAGS) --output-file requirements/runtime.lock.txt pyproject.toml
+	$(LOCK) $(LOCK_FLAGS) --output-file requirements/dev.lock.txt --constraint requirements/runtime.lock.txt --extra dev pyproject.toml
+
+clean:
+	rm -rf .venv
