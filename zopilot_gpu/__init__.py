@@ -1,0 +1,12 @@
+"""ZopilotGPU: Mixtral-8x7B-Instruct in 4-bit NF4 behind `POST /prompt`, as a BentoML service.
+
+The floors, from the ground up; imports only go down (`tests/house/test_floors.py` holds it):
+
+    0  settings errors events log      standard library, pydantic and structlog only
+    2  store  text                     files and token ids; strangers to each other
+    3  runners/                        the only place where store, text and the model meet
+    4  api                             HTTP; never sees torch
+    5  cli  demo  (service.py)         what a person starts
+"""
+
+__version__ = "0.1.0"

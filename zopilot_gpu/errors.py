@@ -1,0 +1,114 @@
+"""Every way in which the service says no, as one tree. Knows codes, statuses and sentences; refuses causes.
+
+    ServiceError                     code                        status
+    ├── InvalidRequest               (given)                     400 · 404 · 405 · 408 · 413 · 415 · 422
+    ├── Unauthorised                 api_key_missing             401
+    ├── Forbidden                    api_key_invalid             403
+    ├── Overloaded                   overloaded                  429 + Retry-After
+    ├── ModelLoading                 model_loading               503 + Retry-After
+    ├── ModelUnavailable             model_unavailable           503
+    ├── OutOfMemory                  out_of_memory               503 + Retry-After
+    ├── ShuttingDown                 shutting_down               503 + Retry-After
+    ├── DeadlineExceeded             deadline_exceeded           504
+    └── InternalError                internal_error              500
+
+`message` is a fixed sentence that is safe to send to a caller. What only the operator may read (paths, causes) travels in
+`detail`: it goes to the log, and to `/health` for a caller with a key.
+"""
+
+
+class ServiceError(Exception):
+    """An error with the HTTP status, code and sentence that a caller sees.
+
+    Args:
+        message: the sentence for the caller.
+        detail: the operator's part: cause and remedy.
+        retry_after_s: seconds after which a retry may succeed; becomes the `Retry-After` header.
+    """
+
+    code = "internal_error"
+    status = 500
+    message = "The service failed to handle this request."
+
+    def __init__(self, message: str | None = None, *, detail: str | None = None, retry_after_s: int | None = None) -> None:
+        self.message = message or type(self).message
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        super().__init__(detail or self.message)
+
+
+class InvalidRequest(ServiceError):
+    """The request itself is at fault; sending it again changes nothing."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Unauthorised(ServiceError):
+    """No key was sent where one is needed."""
+
+    code = "api_key_missing"
+    status = 401
+    message = "Send your key as 'X-API-Key: KEY' or 'Authorization: Bearer KEY'."
+
+
+class Forbidden(ServiceError):
+    """A key was sent and it is not one of ours."""
+
+    code = "api_key_invalid"
+    status = 403
+    message = "This key is not valid."
+
+
+class Overloaded(ServiceError):
+    """The waiting line is full."""
+
+    code = "overloaded"
+    status = 429
+    message = "The waiting line is full. Try again later."
+
+
+class ModelLoading(ServiceError):
+    """The model is still being loaded."""
+
+    code = "model_loading"
+    status = 503
+    message = "The model is still loading. Try again later; GET /health says how far it is."
+
+
+class ModelUnavailable(ServiceError):
+    """The model can't be loaded on this machine; an operator has to act."""
+
+    code = "model_unavailable"
+    status = 503
+    message = "The model could not be loaded. The operator finds the cause in the log."
+
+
+class OutOfMemory(ServiceError):
+    """The device ran out of memory during this request."""
+
+    code = "out_of_memory"
+    status = 503
+    message = "The device ran out of memory for this request. Try again later or send a shorter one."
+
+
+class ShuttingDown(ServiceError):
+    """The service is stopping."""
+
+    code = "shutting_down"
+    status = 503
+    message = "The service is shutting down. Try again."
+
+
+class DeadlineExceeded(ServiceError):
+    """Waiting and generating took longer than the service allows a request."""
+
+    code = "deadline_exceeded"
+    status = 504
+    message = "The request took longer than the service allows."
+
+
+class InternalError(ServiceError):
+    """A fault of ours."""

@@ -1,0 +1,127 @@
+"""The settings, read once from the environment. Knows names, defaults and bounds; refuses to guess.
+
+Each field's description is its row in `docs/settings.md` (a test holds the two together). Try it:
+`ZOPILOT_GPU_API_KEY=k python -c "from zopilot_gpu.settings import Settings; print(Settings())"`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+DEMO_MODEL = "demo"
+NO_KEY = (
+    "No API key is set. Set ZOPILOT_GPU_API_KEY to one or several keys, comma-separated, "
+    "or set ZOPILOT_GPU_ALLOW_ANONYMOUS=true to let anybody who reaches the port use the model."
+)
+
+
+class SettingsError(ValueError):
+    """The environment does not make valid settings; the text says which variable and why, without its value."""
+
+
+class Settings(BaseSettings):
+    """Everything an operator can choose. Frozen; built by `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ZOPILOT_GPU_", frozen=True, env_ignore_empty=True, populate_by_name=True, extra="ignore"
+    )
+
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="One or several API keys, comma-separated. Without one the service refuses to start."
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="`true` serves every caller without a key. Only for a port that nobody else reaches."
+    )
+    health_check_public: bool = Field(
+        default=True,
+        validation_alias="HEALTH_CHECK_PUBLIC",
+        description="`true` answers `GET /health` without a key (without the operator's details).",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        validation_alias="ALLOWED_ORIGINS",
+        description="Origins that browsers may call from, comma-separated; `*` for all. Empty: no cross-origin calls.",
+    )
+    model: str = Field(
+        default="mistralai/Mixtral-8x7B-Instruct-v0.1",
+        description="What to serve: `ORG/NAME` in the mounted cache, a directory, or `demo` for the embedded demo model.",
+    )
+    revision: str | None = Field(
+        default=None, description="Commit or ref of the model. Unset: `main`, or the only snapshot that is there."
+    )
+    volume: Path | None = Field(
+        default=None, description="A mount to look for the model on before the usual places (see operations)."
+    )
+    hf_home: Path | None = Field(
+        default=None, validation_alias="HF_HOME", description="The Hugging Face cache, searched after the volumes."
+    )
+    hf_token: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("HF_TOKEN", "HUGGING_FACE_TOKEN"),
+        description="Token for gated models; needed only to download. `HUGGING_FACE_TOKEN` is read too.",
+    )
+    allow_download: bool = Field(
+        default=False, description="`true` downloads a model that is not in the cache. Otherwise its absence is an error."
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto", description="Where the model runs. `auto`: the GPU when torch can use one, else the CPU."
+    )
+    max_context_tokens: int = Field(
+        default=32768,
+        ge=16,
+        le=1_048_576,
+        description="Longest prompt plus answer, in tokens; the model's own limit holds too.",
+    )
+    max_waiting: int = Field(
+        default=32, ge=0, le=10_000, description="Requests that may wait for their turn; one more is answered 429."
+    )
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, le=86_400, description="Longest time from arrival to the last token, in seconds."
+    )
+    max_body_bytes: int = Field(default=1_048_576, ge=1024, le=67_108_864, description="Largest request body, in bytes.")
+    body_timeout_s: float = Field(default=10.0, gt=0, le=600, description="Longest time a body may take to arrive, in seconds.")
+    max_headers: int = Field(default=64, ge=8, le=1000, description="Most header lines in a request.")
+    max_header_bytes: int = Field(default=16_384, ge=1024, le=1_048_576, description="Most header bytes in a request.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe level logged.")
+    port: int = Field(default=3000, ge=1, le=65535, validation_alias="PORT", description="Port that `make serve` listens on.")
+
+    @field_validator("api_key", "allowed_origins", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part for part in (piece.strip() for piece in value.split(",")) if part)
+        return value
+
+    @model_validator(mode="after")
+    def _a_key_or_a_decision(self) -> Self:
+        if not self.api_key and not self.allow_anonymous:
+            raise ValueError(NO_KEY)
+        return self
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment.
+
+    Raises:
+        SettingsError: with one sentence a problem. Values are left out: they may be secrets.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors(include_input=False, include_url=False):
+            where = ".".join(str(part) for part in problem["loc"])
+            reason = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{variable_name(where)}: {reason}" if where else reason)
+        raise SettingsError(" ".join(problems)) from None
+
+
+def variable_name(field: str) -> str:
+    """The environment variable of a field, as documented."""
+    info = Settings.model_fields.get(field)
+    if info is None or info.validation_alias is None:
+        return f"ZOPILOT_GPU_{field.upper()}" if info else field
+    alias = info.validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else str(alias)
