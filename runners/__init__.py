@@ -1,0 +1,1 @@
+"""The runners: the floor where text, store and model meet, behind one protocol (`runners.base`)."""

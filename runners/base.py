@@ -1,0 +1,57 @@
+"""What the API needs of a runner, and nothing else. Knows jobs and events; refuses HTTP and tensors."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from zopilot_gpu.events import Event, Job
+
+Phase = Literal["loading", "ready", "failed", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerState:
+    """A snapshot of a runner, cheap to take.
+
+    `step` says in a word what loading is doing; `progress` is its share done, 0 to 1. `problem` is the operator's
+    sentence when `phase` is `failed`. Memory is that of the device, in bytes; 0 where it has none of its own.
+    """
+
+    phase: Phase
+    step: str
+    progress: float
+    model: str
+    device: str
+    num_running: int
+    num_waiting: int
+    max_waiting: int
+    load_s: float | None = None
+    problem: str | None = None
+    gpu_name: str | None = None
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+
+
+class Runner(Protocol):
+    """Turns jobs into streams of events.
+
+    A runner starts loading when it is made, in the background, and answers `state` at once.
+    """
+
+    def state(self) -> RunnerState:
+        """How the runner is. Never blocks."""
+        ...
+
+    def generate(self, job: Job) -> AsyncGenerator[Event, None]:
+        """The events of a job: any number of `Text`, then one `Done`.
+
+        Closing or cancelling the iterator stops the work within a token; its slot is free once that token is done.
+
+        Raises:
+            ServiceError: before the first event for a job that is refused, later for one that fails.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Ends all work and gives the device's memory back. Jobs in flight fail as `ShuttingDown`."""
+        ...

@@ -1,0 +1,198 @@
+"""A causal language model as transformers gives it, loaded in NF4 and ready to continue token ids.
+
+Knows torch, transformers and bitsandbytes; refuses HTTP, events and other threads. One generation at a time.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging as transformers_logging
+
+from zopilot_gpu.errors import ModelUnavailable
+from zopilot_gpu.events import Sampling
+from zopilot_gpu.store.locate import Located
+
+Progress = Callable[[str, float], None]
+_KEPT_IN_BF16 = ["gate", "lm_head"]  # the router and the head decide; 4 bits would change which expert and which token
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a model runs, and why there."""
+
+    name: str
+    reason: str
+
+
+def choose_device(wanted: str) -> Device:
+    """Resolves `auto`, `cuda` or `cpu`.
+
+    Raises:
+        ModelUnavailable: `cuda` was asked for and torch can't use it.
+    """
+    if wanted == "cpu":
+        return Device("cpu", "ZOPILOT_GPU_DEVICE=cpu")
+    if not torch.cuda.is_available():
+        if wanted == "cuda":
+            raise ModelUnavailable(detail="ZOPILOT_GPU_DEVICE=cuda, but torch finds no usable GPU and driver.")
+        return Device("cpu", "torch finds no usable GPU")
+    major, minor = torch.cuda.get_device_capability()
+    built_for = torch.cuda.get_arch_list()
+    if not any(arch.startswith(f"sm_{major}") for arch in built_for):
+        raise ModelUnavailable(
+            detail=f"{torch.cuda.get_device_name()} is sm_{major}{minor}; torch {torch.__version__} was built for "
+            f"{', '.join(built_for)}. Use the image that is built for this card."
+        )
+    return Device("cuda", "torch finds a GPU")
+
+
+class CausalLM:
+    """A loaded model.
+
+    Args:
+        located: the files; safetensors only, and never code from the repository.
+        device: where to put it.
+        progress: told a word and a share (0 to 1) as loading goes on.
+
+    Raises:
+        ModelUnavailable: the files can't be loaded, or don't fit.
+    """
+
+    def __init__(self, located: Located, device: Device, progress: Progress) -> None:
+        self.device = device
+        try:
+            with _quiet_libraries(), _shard_progress(progress):
+                self._model: Any = AutoModelForCausalLM.from_pretrained(
+                    located.directory,
+                    dtype=torch.bfloat16,
+                    device_map={"": device.name},
+                    quantization_config=_quantization(located),
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                )
+        except torch.OutOfMemoryError as error:
+            raise ModelUnavailable(detail=f"{located.name} does not fit into the memory of {device.name}.") from error
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise ModelUnavailable(detail=f"{located.directory} could not be loaded: {error}") from error
+        self._model.eval()
+        self.max_context_tokens: int = self._model.config.max_position_embeddings
+        self.eos_ids = _as_ids(self._model.generation_config.eos_token_id, self._model.config.eos_token_id)
+
+    def continue_ids(
+        self,
+        ids: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling,
+        on_token: Callable[[int], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Generates up to `max_tokens` after `ids`. `should_stop` is asked after each `on_token`."""
+        torch.manual_seed(sampling.seed) if sampling.seed is not None else torch.seed()
+        prompt = torch.tensor([list(ids)], device=self.device.name)
+        self._model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            generation_config=self._generation_config(max_tokens, sampling),
+            use_model_defaults=False,
+            streamer=_Streamer(on_token),
+            stopping_criteria=[_Stop(should_stop)],
+        )
+
+    def _generation_config(self, max_tokens: int, sampling: Sampling) -> GenerationConfig:
+        drawn = sampling.temperature > 0
+        return GenerationConfig(
+            max_new_tokens=max_tokens,
+            do_sample=drawn,
+            temperature=sampling.temperature if drawn else None,
+            top_p=sampling.top_p if drawn else None,
+            top_k=sampling.top_k if drawn else None,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=self.eos_ids or None,
+            pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
+        )
+
+    def memory_bytes(self) -> tuple[str | None, int, int]:
+        """(name, used, total) of the GPU; (None, 0, 0) on the CPU."""
+        if self.device.name == "cpu":
+            return None, 0, 0
+        free, total = torch.cuda.mem_get_info()
+        return torch.cuda.get_device_name(), total - free, total
+
+
+class _Streamer(BaseStreamer):
+    def __init__(self, on_token: Callable[[int], None]) -> None:
+        self._on_token = on_token
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt first, then one token at a time."""
+        if self._prompt_seen:
+            self._on_token(int(value.flatten()[-1]))
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+class _Stop(StoppingCriteria):
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
+        return torch.full((input_ids.shape[0],), self._should_stop(), device=input_ids.device)
+
+
+def _quantization(located: Located) -> BitsAndBytesConfig | None:
+    """NF4 for a source in full precision; None for a checkpoint that brings its own quantisation."""
+    config = transformers.PretrainedConfig.get_config_dict(located.directory, local_files_only=True)[0]
+    if "quantization_config" in config:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=_KEPT_IN_BF16,
+    )
+
+
+def _as_ids(*candidates: int | list[int] | None) -> list[int]:
+    for candidate in candidates:
+        if candidate is not None:
+            return [candidate] if isinstance(candidate, int) else list(candidate)
+    return []
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Loading speaks through our log; advice of the libraries about it is for developers."""
+    transformers_logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _shard_progress(progress: Progress) -> Iterator[None]:
+    """Reports each weight file that is read. transformers offers no hook but its progress bar, so that is what we are."""
+
+    def bar(files: Any = None, total: int | None = None, **_: Any) -> Iterator[Any]:
+        count = total or len(files)
+        for index, file in enumerate(files):
+            progress(f"weights, file {index + 1} of {count}", index / count)
+            yield file
+
+    original = transformers_logging.tqdm
+    transformers_logging.tqdm = bar
+    try:
+        yield
+    finally:
+        transformers_logging.tqdm = original
