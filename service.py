@@ -1,0 +1,67 @@
+"""The BentoML service: settings -> runner -> API. Declares the GPU; holds nothing else.
+
+`bentoml serve` on a machine with the model, `bentoml containerize` for the image. Nothing happens on import:
+`bentoml build` imports this file on machines without a GPU or a model.
+"""
+
+import sys
+from typing import Any
+
+import bentoml
+from starlette.responses import Response
+
+from runners.base import Runner
+from runners.plain import PlainRunner
+from zopilot_gpu import log
+from zopilot_gpu.api import health, prompt
+from zopilot_gpu.api.gate import Gate
+from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
+from zopilot_gpu.settings import SettingsError, load_settings
+
+_made: list[Runner] = []
+
+
+@bentoml.service(
+    name="zopilot_gpu",
+    resources={"gpu": 1},
+    workers=1,
+    traffic={"timeout": 86_400, "max_concurrency": None},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+)
+@bentoml.asgi_app(health.build_app(lambda: _made[-1]))
+class ZopilotGPU:
+    """Mixtral-8x7B-Instruct in 4-bit NF4. See docs/api.md for the routes and docs/settings.md for the settings."""
+
+    def __init__(self) -> None:
+        self._settings = load_settings()
+        log.configure(self._settings.log_level)
+        self._runner = PlainRunner(self._settings)
+        _made.append(self._runner)
+
+    @bentoml.api(route="/prompt", input_spec=PromptRequest, output_spec=PromptResponse)
+    async def prompt(self, **fields: Any) -> Response:
+        """Answers a prompt about an optional context."""
+        asked = PromptRequest.model_construct(**fields)
+        return await prompt.answer(self._runner, asked, self._settings.request_timeout_s)
+
+    async def __is_ready__(self) -> bool:
+        return self._runner.state().phase == "ready"
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        """Ends all work when the server stops."""
+        await self._runner.close()
+
+    @bentoml.on_deployment
+    @staticmethod
+    def refuse_to_start_without_settings() -> None:
+        """Runs once before any worker: a wrong environment ends the start with one sentence."""
+        try:
+            load_settings()
+        except SettingsError as error:
+            print(f"zopilot-gpu: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+
+ZopilotGPU.add_asgi_middleware(Gate)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service

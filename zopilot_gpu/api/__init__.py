@@ -1,0 +1,1 @@
+"""HTTP: the gate in front of the routes, the routes, the shapes on the wire. Knows runners by protocol; never sees torch."""

@@ -1,0 +1,69 @@
+"""Who may call what. Knows SHA-256 digests of keys; refuses everything that is not on the open list.
+
+A key travels as `X-API-Key: KEY` or `Authorization: Bearer KEY`. `X-API-Key` wins where both are sent: behind RunPod's
+load balancer the Bearer token is RunPod's own.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from zopilot_gpu.api import request
+from zopilot_gpu.api.failures import ErrorResponse
+from zopilot_gpu.errors import Forbidden, Unauthorised
+
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/ping"})
+
+
+class Auth:
+    """Lets a request through with a valid key, or to an open path.
+
+    Args:
+        keys: the valid keys. None at all means that anonymous use was allowed on purpose.
+        open_paths: paths that need no key, compared with `scope["path"]` as it is.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Iterable[str], open_paths: frozenset[str]) -> None:
+        self.app = app
+        self._digests = [_digest(key.encode()) for key in keys]
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request, or refuses it with 401 (no key) or 403 (wrong key)."""
+        if scope["type"] == "websocket":  # no route takes one, so none is let near the routes
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        key = _sent_key(Headers(scope=scope))
+        info = request.current()
+        info.authorised = not self._digests or (key is not None and self._is_valid(key))
+        if info.authorised or scope["path"] in self._open_paths:
+            await self.app(scope, receive, send)
+        else:
+            refusal = Unauthorised() if key is None else Forbidden()
+            await ErrorResponse(refusal)(scope, receive, send)
+
+    def _is_valid(self, key: bytes) -> bool:
+        digest = _digest(key)
+        # NOTE: no early exit; every digest is compared, in constant time, whichever matches.
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _sent_key(headers: Headers) -> bytes | None:
+    """The key's bytes as they were on the wire, or None where none was sent."""
+    own = headers.get("x-api-key")
+    if own is not None:
+        return own.strip().encode("latin-1") or None
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    return token.strip().encode("latin-1") or None

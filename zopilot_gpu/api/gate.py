@@ -1,0 +1,75 @@
+"""The gate: what a request passes on its way to a route, in order. Knows settings; holds no logic of its own.
+
+Cors -> Failures -> Auth -> Limits -> ParsePrompt -> Disconnect -> the routes
+"""
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from zopilot_gpu.api import request
+from zopilot_gpu.api.auth import OPEN_PATHS, Auth
+from zopilot_gpu.api.disconnect import Disconnect
+from zopilot_gpu.api.failures import ErrorResponse, Failures
+from zopilot_gpu.api.limits import Limits
+from zopilot_gpu.api.parse import ParsePrompt
+from zopilot_gpu.errors import InvalidRequest
+from zopilot_gpu.settings import Settings, load_settings
+
+
+class Gate:
+    """All of our middleware as one ASGI app, built from the environment when the server builds its stack."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = through_the_gate(app, load_settings())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request."""
+        await self.app(scope, receive, send)
+
+
+def through_the_gate(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """`app` behind the gate that `settings` describe."""
+    app = ParsePrompt(Disconnect(app))
+    app = Limits(
+        app,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout_s=settings.body_timeout_s,
+        max_headers=settings.max_headers,
+        max_header_bytes=settings.max_header_bytes,
+    )
+    app = Auth(
+        app,
+        keys=[key.get_secret_value() for key in settings.api_key],
+        open_paths=OPEN_PATHS | ({"/health"} if settings.health_check_public else frozenset()),
+    )
+    app = Failures(app)
+    return Cors(app, settings.allowed_origins) if settings.allowed_origins else app
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, with a refused preflight in the documented shape."""
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+            max_age=600,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Starts the request's record first: a refused preflight carries its id."""
+        if scope["type"] == "http":
+            request.begin(scope)
+        await super().__call__(scope, receive, send)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a preflight."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        return ErrorResponse(InvalidRequest(400, "cors_refused", "This origin, method or header is not allowed."))

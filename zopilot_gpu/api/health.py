@@ -1,0 +1,91 @@
+"""How the service is, for people, balancers and monitors: `/health`, `/ping`, `/warmup`, `/metrics`.
+
+`/health` answers 200 as long as this process can speak; its `status` says whether it is of use. `/ping` speaks RunPod's
+load balancer: 204 while loading, 200 when ready, 503 when it never will be. What only the operator may read (the sentence with
+paths and remedy) is there for callers with a key.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from runners.base import Runner, RunnerState
+from zopilot_gpu import __version__
+from zopilot_gpu.api import metrics, request
+from zopilot_gpu.api.failures import ErrorResponse, as_service_error
+from zopilot_gpu.errors import ModelUnavailable, ServiceError
+from zopilot_gpu.events import GREEDY, Job
+
+_STATUS = {"ready": "ok", "loading": "loading", "failed": "unavailable", "closed": "shutting_down"}
+
+
+def build_app(runner: Callable[[], Runner]) -> Starlette:
+    """The routes beside `/prompt`, as an app that BentoML mounts. `runner` gives the service's runner once it is made."""
+    started_s = time.monotonic()
+
+    async def health(_: Request) -> Response:
+        return JSONResponse(_health_of(runner().state(), time.monotonic() - started_s))
+
+    async def ping(_: Request) -> Response:
+        phase = runner().state().phase
+        if phase == "loading":
+            return Response(status_code=204)
+        if phase == "ready":
+            return JSONResponse({"status": "ok"})
+        return ErrorResponse(ModelUnavailable())
+
+    async def warmup(_: Request) -> Response:
+        state = runner().state()
+        if state.phase == "loading":
+            return JSONResponse({"status": "loading", "progress": state.progress}, 202)
+        began_s = time.monotonic()
+        async for _event in runner().generate(_warmup_job()):
+            pass
+        return JSONResponse({"status": "ok", "seconds": round(time.monotonic() - began_s, 4)})
+
+    async def series(_: Request) -> Response:
+        return Response(metrics.render(runner().state()), media_type=metrics.CONTENT_TYPE)
+
+    return Starlette(
+        routes=[
+            Route("/health", health, methods=["GET"]),
+            Route("/ping", ping, methods=["GET"]),
+            Route("/warmup", warmup, methods=["POST"]),
+            Route("/metrics", series, methods=["GET"]),
+        ],
+        exception_handlers={ServiceError: _refuse},
+    )
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    return ErrorResponse(as_service_error(error))
+
+
+def _warmup_job() -> Job:
+    info = request.current()
+    return Job(info.request_id, "warm-up", None, 1, GREEDY, (), info.arrived_s + 60)
+
+
+def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
+    model = asdict(state)
+    problem = model.pop("problem")
+    gpu = {"name": model.pop("gpu_name"), "memory_used_bytes": model.pop("memory_used_bytes")}
+    gpu["memory_total_bytes"] = model.pop("memory_total_bytes")
+    queue = {name: model.pop(name) for name in ("num_running", "num_waiting", "max_waiting")}
+    body = {
+        "status": _STATUS[state.phase],
+        "version": __version__,
+        "uptime_s": round(uptime_s, 1),
+        "model": model,
+        "gpu": gpu if gpu["name"] else None,
+        "queue": queue,
+    }
+    if problem and request.current().authorised:
+        body["problem"] = problem
+    return body

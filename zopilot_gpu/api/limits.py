@@ -1,0 +1,93 @@
+"""Bounds on what a request may weigh, checked before anything reads it. Knows bytes, counts and seconds; no JSON.
+
+The body is read here, whole, under its own deadline and outside any slot, so that a slow sender holds nothing but its
+own connection. The app below receives it in one piece.
+"""
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from zopilot_gpu.api.failures import ErrorResponse
+from zopilot_gpu.errors import InvalidRequest
+
+
+class ClientGone(Exception):
+    """The caller left before its request was complete."""
+
+
+class Limits:
+    """Refuses headers, bodies and content types beyond the bounds: 400, 408, 413, 415."""
+
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, body_timeout_s: float, max_headers: int, max_header_bytes: int
+    ) -> None:
+        self.app = app
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+        self._max_headers = max_headers
+        self._max_header_bytes = max_header_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request with its body already read, or refuses it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check_headers(scope)
+            body = await self._read(receive)
+            _check_content_type(scope, body)
+        except InvalidRequest as refusal:
+            await ErrorResponse(refusal)(scope, receive, send)
+        except ClientGone:
+            pass
+        else:
+            await self.app(scope, _replay(body, receive), send)
+
+    def _check_headers(self, scope: Scope) -> None:
+        headers = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > self._max_headers or size > self._max_header_bytes:
+            limit = f"at most {self._max_headers} header lines and {self._max_header_bytes} bytes of headers"
+            raise InvalidRequest(400, "headers_too_large", f"This service takes {limit}.")
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_body_bytes:
+            raise self._too_large()
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    body += message.get("body", b"")
+                    if len(body) > self._max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            sentence = f"The body did not arrive within {self._body_timeout_s:g} seconds."
+            raise InvalidRequest(408, "body_timeout", sentence) from None
+
+    def _too_large(self) -> InvalidRequest:
+        return InvalidRequest(413, "body_too_large", f"The body may have at most {self._max_body_bytes} bytes.")
+
+
+def _check_content_type(scope: Scope, body: bytes) -> None:
+    if not body:
+        return
+    sent = Headers(scope=scope).get("content-type", "")
+    if sent.partition(";")[0].strip().lower() != "application/json":
+        raise InvalidRequest(415, "unsupported_media_type", "Send the body as 'Content-Type: application/json'.")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

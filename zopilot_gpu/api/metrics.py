@@ -1,0 +1,52 @@
+"""The Prometheus series of the service, in one registry of its own. Knows names and labels; refuses unbounded ones.
+
+Series are described in docs/operations.md.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from runners.base import RunnerState
+from zopilot_gpu.events import Done
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_ROUTES = frozenset({"/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"})
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+_registry = CollectorRegistry()
+_requests = Counter("zopilot_gpu_requests", "Requests served.", ["route", "status"], registry=_registry)
+_request_s = Histogram("zopilot_gpu_request_seconds", "Arrival to last byte.", ["route"], buckets=_SECONDS, registry=_registry)
+_first_token_s = Histogram("zopilot_gpu_ttft_seconds", "Arrival to first text.", buckets=_SECONDS, registry=_registry)
+_tokens = Counter("zopilot_gpu_tokens", "Tokens of finished answers.", ["kind"], registry=_registry)
+_finished = Counter("zopilot_gpu_finished", "Finished answers.", ["reason"], registry=_registry)
+_running = Gauge("zopilot_gpu_running", "Requests being generated.", registry=_registry)
+_waiting = Gauge("zopilot_gpu_waiting", "Requests in the waiting line.", registry=_registry)
+_ready = Gauge("zopilot_gpu_ready", "1 when the model answers.", registry=_registry)
+
+
+def observe_request(path: str, status: int | None, seconds: float) -> None:
+    """Counts one exchange. A client that left before its answer has the status `gone`; unknown paths share a label."""
+    route = path if path in _ROUTES else "other"
+    _requests.labels(route, "gone" if status is None else str(status)).inc()
+    _request_s.labels(route).observe(seconds)
+
+
+def observe_first_text(seconds: float) -> None:
+    """Records a time to first text, in seconds since arrival."""
+    _first_token_s.observe(seconds)
+
+
+def observe_done(done: Done) -> None:
+    """Counts a finished answer and its tokens."""
+    _finished.labels(done.finish_reason).inc()
+    _tokens.labels("prompt").inc(done.usage.prompt_tokens)
+    _tokens.labels("cached").inc(done.usage.cached_tokens)
+    _tokens.labels("completion").inc(done.usage.completion_tokens)
+
+
+def render(state: RunnerState) -> bytes:
+    """All series in the text format, with the runner's gauges as of now."""
+    _running.set(state.num_running)
+    _waiting.set(state.num_waiting)
+    _ready.set(state.phase == "ready")
+    return generate_latest(_registry)
