@@ -1,0 +1,14 @@
+"""`zopilot-gpu`: what a person types. Knows terminals; talks to the service over HTTP as any client does.
+
+zopilot-gpu serve [--demo]        start the service on this machine
+zopilot-gpu prompt "..." [...]    ask a running service
+"""
+
+import typer
+
+from zopilot_gpu.cli.prompt import prompt
+from zopilot_gpu.cli.serve import serve
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Mixtral in 4-bit NF4 behind POST /prompt.")
+app.command()(serve)
+app.command()(prompt)

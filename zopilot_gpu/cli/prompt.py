@@ -1,0 +1,73 @@
+"""`zopilot-gpu prompt`: asks a running service and prints the answer as it is written."""
+
+import json
+import sys
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import typer
+
+_TIMEOUT_S = 600
+
+
+def prompt(  # noqa: PLR0913  (one parameter an option)
+    text: Annotated[str, typer.Argument(metavar="PROMPT", help="The instruction or question.")],
+    *,
+    context: Annotated[typer.FileText | None, typer.Option(help="A file with a JSON object; - for standard input.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For a repeatable answer.")] = None,
+    metadata: Annotated[bool, typer.Option("--metadata", help="Print the metadata to standard error.")] = False,
+    url: Annotated[str, typer.Option(help="Where the service is.", envvar="ZOPILOT_GPU_URL")] = "http://127.0.0.1:3000",
+    key: Annotated[str, typer.Option(help="The API key.", envvar="ZOPILOT_GPU_API_KEY")] = "",
+) -> None:
+    """Ask a running service; the answer goes to standard output while it is generated."""
+    body: dict[str, Any] = {"prompt": text, "stream": True}
+    if context is not None:
+        body["context"] = _read_object(context)
+    chosen = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    body |= {name: value for name, value in chosen.items() if value is not None}
+    headers = {"X-API-Key": key.split(",")[0].strip()} if key else {}
+    try:
+        with httpx.stream("POST", f"{url.rstrip('/')}/prompt", json=body, headers=headers, timeout=_TIMEOUT_S) as response:
+            if response.is_error:
+                response.read()
+                _fail(response.json()["error"]["message"])
+            _print_events(response, show_metadata=metadata)
+    except httpx.HTTPError as error:
+        _fail(f"No answer from {url}: {error}")
+
+
+def _read_object(file: typer.FileText) -> dict[str, Any]:
+    try:
+        content = json.load(file)
+    except ValueError as error:
+        _fail(f"{file.name} is not JSON: {error}")
+    if not isinstance(content, dict):
+        _fail(f"{file.name} must hold a JSON object.")
+    return dict(content)
+
+
+def _print_events(response: httpx.Response, *, show_metadata: bool) -> None:
+    event = ""
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if name == "event":
+            event = value
+        elif name == "data":
+            data = json.loads(value)
+            if event == "text":
+                sys.stdout.write(data["text"])
+                sys.stdout.flush()
+            elif event == "error":
+                sys.stdout.write("\n")
+                _fail(data["error"]["message"])
+            elif event == "done":
+                sys.stdout.write("\n")
+                if show_metadata:
+                    typer.echo(json.dumps(data["metadata"], indent=2), err=True)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"zopilot-gpu: {message}", err=True)
+    raise typer.Exit(1)
