@@ -16,7 +16,7 @@ from zopilot_gpu import log
 from zopilot_gpu.api import health, prompt
 from zopilot_gpu.api.gate import Gate
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
-from zopilot_gpu.settings import SettingsError, load_settings
+from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
 _made: list[Runner] = []
 
@@ -25,7 +25,7 @@ _made: list[Runner] = []
     name="zopilot_gpu",
     resources={"gpu": 1},
     workers=1,
-    traffic={"timeout": 86_400, "max_concurrency": None},
+    traffic={"timeout": MAX_REQUEST_TIMEOUT_S + 60},  # NOTE: BentoML keeps a timer this long for every request
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )

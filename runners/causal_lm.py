@@ -3,6 +3,7 @@
 Knows torch, transformers and bitsandbytes; refuses HTTP, events and other threads. One generation at a time.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -175,6 +176,7 @@ def _as_ids(*candidates: int | list[int] | None) -> list[int]:
 def _quiet_libraries() -> Iterator[None]:
     """Loading speaks through our log; advice of the libraries about it is for developers."""
     transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

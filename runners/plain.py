@@ -8,6 +8,7 @@ twin of faster runners and the fallback for architectures that have none. torch 
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -126,7 +127,10 @@ class PlainRunner:
         began_s = time.monotonic()
         try:
             located = self._find()
+            self._state = replace(self._state, model=located.name)
             self._progress("importing torch and transformers", 0.05)
+            # NOTE: torch and bitsandbytes each bring an OpenMP pool. Spinning while idle, they starve each other: 20x slower.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             from runners.causal_lm import CausalLM, choose_device  # noqa: PLC0415  (torch: seconds, and not at build time)
 
             device = choose_device(self._settings.device)

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the runner does, before torch is imported
+
 ROOT = Path(__file__).parents[1]
 KEY = "key-of-the-tests"
 LLAMA_TOKENIZER_CONFIG = {
@@ -37,8 +39,8 @@ class Server:
     log: Path
     headers: dict[str, str] = field(default_factory=lambda: {"X-API-Key": KEY})
 
-    def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, **{"headers": self.headers, "timeout": 60.0} | options)
+    def client(self, headers: dict[str, str] | None = None) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self.headers if headers is None else headers, timeout=60)
 
     def health(self) -> dict[str, Any]:
         return dict(httpx.get(f"{self.url}/health", headers=self.headers, timeout=10).json())
@@ -95,7 +97,7 @@ def serving(directory: Path, *, working_dir: Path = ROOT, ready: bool = True, **
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """`with serve(ZOPILOT_GPU_MODEL=...) as server:`."""
+    """A context manager that starts a server with the settings it is given."""
     directory = tmp_path_factory.mktemp("servers")
     return lambda **options: serving(directory, **options)
 
@@ -126,7 +128,7 @@ def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: Pa
         num_attention_heads=4,
         num_key_value_heads=2,
         num_local_experts=4,
-        max_position_embeddings=256,
+        max_position_embeddings=4096,
     )
     directory = tmp_path_factory.mktemp("tiny-mixtral")
     shutil.copytree(mixtral_tokenizer, directory, dirs_exist_ok=True)
@@ -162,6 +164,8 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: Path
 
 @pytest.fixture(scope="session")
 def mixtral_server(serve: Serve, tiny_mixtral: Path) -> Iterator[Server]:
-    """A served Mixtral of random weights: it talks nonsense for as long as it is let."""
-    with serve(ZOPILOT_GPU_MODEL=str(tiny_mixtral), ZOPILOT_GPU_MAX_WAITING="4", ALLOWED_ORIGINS="https://app.example") as server:
+    """A served Mixtral of random weights: it talks nonsense for as long as it is let, here up to 256 tokens."""
+    with serve(
+        ZOPILOT_GPU_MODEL=str(tiny_mixtral), ZOPILOT_GPU_MAX_CONTEXT_TOKENS="256", ALLOWED_ORIGINS="https://app.example"
+    ) as server:
         yield server

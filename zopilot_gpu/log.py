@@ -48,6 +48,7 @@ def configure(level: str = "info") -> None:
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
+    logging.getLogger("uvicorn.access").disabled = True  # the gate logs each request, with its id
 
 
 def bound(**fields: str) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 DEMO_MODEL = "demo"
+MAX_REQUEST_TIMEOUT_S = 3600
 NO_KEY = (
     "No API key is set. Set ZOPILOT_GPU_API_KEY to one or several keys, comma-separated, "
     "or set ZOPILOT_GPU_ALLOW_ANONYMOUS=true to let anybody who reaches the port use the model."
@@ -78,7 +79,7 @@ class Settings(BaseSettings):
         default=32, ge=0, le=10_000, description="Requests that may wait for their turn; one more is answered 429."
     )
     request_timeout_s: float = Field(
-        default=300.0, gt=0, le=86_400, description="Longest time from arrival to the last token, in seconds."
+        default=300.0, gt=0, le=MAX_REQUEST_TIMEOUT_S, description="Longest time from arrival to the last token, in seconds."
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1024, le=67_108_864, description="Largest request body, in bytes.")
     body_timeout_s: float = Field(default=10.0, gt=0, le=600, description="Longest time a body may take to arrive, in seconds.")

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zopilot_gpu import log
@@ -17,6 +17,7 @@ from zopilot_gpu.errors import Forbidden, InternalError, InvalidRequest, Service
 
 _log = log.get(__name__)
 _SHAPED = "zopilot_gpu.error_is_shaped"
+_CLIENT_GONE = 499
 _KEPT_HEADERS = ("allow", "retry-after", "www-authenticate")
 _FOREIGN = {
     404: ("not_found", "There is no such route."),
@@ -79,6 +80,10 @@ class Failures:
                 failure = as_service_error(error)
                 if exchange.status is None:
                     await ErrorResponse(failure)(scope, receive, exchange.send)
+            else:
+                if exchange.status is None:
+                    # NOTE: nobody is there to read it, but BentoML's timeout middleware waits for a first byte for an hour.
+                    await Response(status_code=_CLIENT_GONE)(scope, receive, send)
             finally:
                 elapsed_s = time.monotonic() - info.arrived_s
                 metrics.observe_request(scope["path"], exchange.status, elapsed_s)

@@ -5,12 +5,15 @@ own connection. The app below receives it in one piece.
 """
 
 import asyncio
+import contextlib
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zopilot_gpu.api.failures import ErrorResponse
 from zopilot_gpu.errors import InvalidRequest
+
+_MOST_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
 class ClientGone(Exception):
@@ -39,6 +42,8 @@ class Limits:
             body = await self._read(receive)
             _check_content_type(scope, body)
         except InvalidRequest as refusal:
+            if refusal.status == 413 and "expect" not in Headers(scope=scope):
+                await self._discard(receive)
             await ErrorResponse(refusal)(scope, receive, send)
         except ClientGone:
             pass
@@ -71,6 +76,17 @@ class Limits:
         except TimeoutError:
             sentence = f"The body did not arrive within {self._body_timeout_s:g} seconds."
             raise InvalidRequest(408, "body_timeout", sentence) from None
+
+    async def _discard(self, receive: Receive) -> None:
+        """Reads on for a while: a client that is still sending when the connection closes never sees its 413."""
+        discarded = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._body_timeout_s):
+                more = True
+                while more and discarded < _MOST_DISCARDED_BYTES:
+                    message = await receive()
+                    discarded += len(message.get("body", b""))
+                    more = message.get("more_body", False)
 
     def _too_large(self) -> InvalidRequest:
         return InvalidRequest(413, "body_too_large", f"The body may have at most {self._max_body_bytes} bytes.")

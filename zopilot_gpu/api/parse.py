@@ -86,7 +86,7 @@ def _invalid(message: str) -> InvalidRequest:
 def _refusal(error: ValidationError) -> InvalidRequest:
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     if any(problem["type"] == "json_invalid" for problem in problems):
-        return InvalidRequest(400, "invalid_json", "The body is not valid JSON in UTF-8.")
+        return InvalidRequest(400, "invalid_json", "The body is not valid JSON in UTF-8, or is nested too deeply.")
     sentences = [_sentence(problem) for problem in problems[:_MOST_PROBLEMS]]
     if len(problems) > _MOST_PROBLEMS:
         sentences.append(f"and {len(problems) - _MOST_PROBLEMS} more")

@@ -68,7 +68,7 @@ class Metadata(BaseModel):
     usage: Usage
 
 
-class PromptResponse(BaseModel):
+class PromptResponse(IODescriptor):
     """The answer of `POST /prompt`."""
 
     success: Literal[True] = True

@@ -1,0 +1,111 @@
+"""The gate on a served instance: keys on every route, CORS, and what leaks into the log."""
+
+import itertools
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import KEY, Serve, Server
+from zopilot_gpu.api.auth import OPEN_PATHS
+
+ROUTES = {
+    "/": "GET",
+    "/docs.json": "GET",
+    "/health": "GET",
+    "/healthz": "GET",
+    "/livez": "GET",
+    "/metrics": "GET",
+    "/ping": "GET",
+    "/prompt": "POST",
+    "/readyz": "GET",
+    "/schema.json": "GET",
+    "/static_content/index.css": "GET",
+    "/unknown": "GET",
+    "/warmup": "POST",
+}
+OPEN = OPEN_PATHS | {"/health"}
+WRONG_KEYS: list[dict[str, Any]] = [
+    {"X-API-Key": "wrong"},
+    {"X-API-Key": KEY[:-1]},
+    {"X-API-Key": KEY + "x"},
+    {"X-API-Key": KEY.upper()},
+    {"X-API-Key": "\xe9".encode("latin-1")},
+    {"X-API-Key": "wrong", "Authorization": f"Bearer {KEY}"},
+    {"Authorization": "Bearer wrong"},
+    {"Authorization": f"Bearer {KEY},other"},
+]
+NO_KEYS: list[dict[str, Any]] = [{}, {"X-API-Key": ""}, {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, {"Key": KEY}]
+
+
+def test_every_route_of_the_service_has_a_rule_here(mixtral_server: Server) -> None:
+    with mixtral_server.client() as client:
+        served = client.get("/schema.json").json()["paths"]
+        assert set(served) <= set(ROUTES)
+
+
+@pytest.mark.parametrize(("path", "host"), list(itertools.product(ROUTES, ["127.0.0.1", "livez", "evil.example/livez"])))
+def test_a_route_needs_a_key_unless_it_is_open(mixtral_server: Server, path: str, host: str) -> None:
+    with mixtral_server.client(headers={"Host": host}) as client:
+        for expected, headers in [(401, NO_KEYS), (403, WRONG_KEYS)]:
+            for sent in headers:
+                status = client.request(ROUTES[path], path, headers=sent).status_code
+                assert status == (200 if path in OPEN else expected), (path, sent)
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez/", "//livez", "/LIVEZ", "/livez/../prompt", "/prompt%2f..%2flivez", "/ping;x", "/%70ing/"]
+)
+def test_a_path_that_looks_open_is_not(mixtral_server: Server, path: str) -> None:
+    assert httpx.get(f"{mixtral_server.url}{path}", headers={"X-API-Key": "wrong"}).status_code == 403
+
+
+def test_any_of_several_keys_is_good_and_health_can_be_closed(serve: Serve, tmp_path: object) -> None:
+    with serve(
+        ready=False, ZOPILOT_GPU_API_KEY="first, second", ZOPILOT_GPU_MODEL="demo", HEALTH_CHECK_PUBLIC="false"
+    ) as server:
+        server.headers = {"Authorization": "Bearer second"}
+        server.wait_for(lambda health: "status" in health)
+        assert httpx.get(f"{server.url}/health").status_code == 401
+        assert httpx.get(f"{server.url}/health", headers={"X-API-Key": "first"}).status_code == 200
+
+
+def test_a_preflight_of_an_allowed_origin_passes_without_a_key(mixtral_server: Server) -> None:
+    asked = {
+        "Origin": "https://app.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "X-API-Key, Content-Type",
+    }
+    response = httpx.options(f"{mixtral_server.url}/prompt", headers=asked)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://app.example"
+    refused = httpx.options(f"{mixtral_server.url}/prompt", headers=asked | {"Origin": "https://evil.example"})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "cors_refused"
+    assert "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.parametrize(("request_kind", "status"), [("no key", 401), ("bad body", 400), ("no route", 404), ("fine", 200)])
+def test_answers_and_errors_carry_the_cors_headers(mixtral_server: Server, request_kind: str, status: int) -> None:
+    headers = {"Origin": "https://app.example", "Content-Type": "application/json"}
+    if request_kind != "no key":
+        headers["X-API-Key"] = KEY
+    path = "/nothing" if request_kind == "no route" else "/prompt"
+    body = "{" if request_kind == "bad body" else '{"prompt": "Hi", "max_tokens": 1}'
+    response = httpx.post(f"{mixtral_server.url}{path}", content=body, headers=headers, timeout=60)
+    assert response.status_code == status
+    assert response.headers["access-control-allow-origin"] == "https://app.example"
+    assert "x-request-id" in response.headers["access-control-expose-headers"].lower()
+
+
+def test_nothing_of_a_request_reaches_the_log_but_its_line(mixtral_server: Server) -> None:
+    canaries = [f"canary{number}" for number in range(6)]
+    with mixtral_server.client() as client:
+        client.post("/prompt", json={"prompt": canaries[0], "context": {canaries[1]: canaries[2]}, "max_tokens": 2})
+        client.post("/prompt", json={"prompt": [canaries[0]], canaries[1]: canaries[2]})
+        client.post("/prompt", content=canaries[0], headers={"Content-Type": "application/json"})
+        client.post(f"/nothing?key={canaries[3]}", headers={"X-API-Key": canaries[4], "Cookie": canaries[5]})
+    log = mixtral_server.log.read_text()
+    assert '"path": "/nothing"' in log
+    assert not re.search("|".join([*canaries, KEY]), log)
