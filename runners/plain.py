@@ -164,7 +164,8 @@ class PlainRunner:
         self._progress("downloading", 0.01)
         root = next(root for root in roots if root.is_dir() or root == roots[-1])
         token = wanted.hf_token.get_secret_value() if wanted.hf_token else None
-        fetch(wanted.model, wanted.revision, root / "hub", token)
+        cache = root / ("hub" if root == roots[-1] else "huggingface/hub")
+        fetch(wanted.model, wanted.revision, cache, token)
         return locate(wanted.model, wanted.revision, roots)
 
     def _progress(self, step: str, share: float) -> None:

@@ -13,15 +13,25 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _ROUTES = frozenset({"/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"})
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-_registry = CollectorRegistry()
-_requests = Counter("zopilot_gpu_requests", "Requests served.", ["route", "status"], registry=_registry)
-_request_s = Histogram("zopilot_gpu_request_seconds", "Arrival to last byte.", ["route"], buckets=_SECONDS, registry=_registry)
-_first_token_s = Histogram("zopilot_gpu_ttft_seconds", "Arrival to first text.", buckets=_SECONDS, registry=_registry)
-_tokens = Counter("zopilot_gpu_tokens", "Tokens of finished answers.", ["kind"], registry=_registry)
-_finished = Counter("zopilot_gpu_finished", "Finished answers.", ["reason"], registry=_registry)
-_running = Gauge("zopilot_gpu_running", "Requests being generated.", registry=_registry)
-_waiting = Gauge("zopilot_gpu_waiting", "Requests in the waiting line.", registry=_registry)
-_ready = Gauge("zopilot_gpu_ready", "1 when the model answers.", registry=_registry)
+REGISTRY = CollectorRegistry()
+_requests = Counter("zopilot_gpu_requests", "Requests served, by route and status.", ["route", "status"], registry=REGISTRY)
+_request_s = Histogram(
+    "zopilot_gpu_request_seconds",
+    "Seconds from arrival to last byte, by route.",
+    ["route"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+_first_token_s = Histogram(
+    "zopilot_gpu_ttft_seconds", "Seconds from arrival to first text.", buckets=_SECONDS, registry=REGISTRY
+)
+_tokens = Counter(
+    "zopilot_gpu_tokens", "Tokens of finished answers, by kind: prompt, cached, completion.", ["kind"], registry=REGISTRY
+)
+_finished = Counter("zopilot_gpu_finished", "Finished answers, by reason: stop, length.", ["reason"], registry=REGISTRY)
+_running = Gauge("zopilot_gpu_running", "Requests being generated.", registry=REGISTRY)
+_waiting = Gauge("zopilot_gpu_waiting", "Requests in the waiting line.", registry=REGISTRY)
+_ready = Gauge("zopilot_gpu_ready", "1 when the model answers.", registry=REGISTRY)
 
 
 def observe_request(path: str, status: int | None, seconds: float) -> None:
@@ -49,4 +59,4 @@ def render(state: RunnerState) -> bytes:
     _running.set(state.num_running)
     _waiting.set(state.num_waiting)
     _ready.set(state.phase == "ready")
-    return generate_latest(_registry)
+    return generate_latest(REGISTRY)
