@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 _RETRY_LOADING_S = 5
+# NOTE: read when torch is imported; why is in docs/decisions/003-before-torch.md.
+BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,8 @@ class PlainRunner:
             located = self._find()
             self._state = replace(self._state, model=located.name)
             self._progress("importing torch and transformers", 0.05)
-            # NOTE: torch and bitsandbytes each bring an OpenMP pool. Spinning while idle, they starve each other: 20x slower.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            for name, value in BEFORE_TORCH.items():
+                os.environ.setdefault(name, value)
             from runners.causal_lm import CausalLM, choose_device  # noqa: PLC0415  (torch: seconds, and not at build time)
 
             device = choose_device(self._settings.device)

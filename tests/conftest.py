@@ -16,7 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the runner does, before torch is imported
+from runners.plain import BEFORE_TORCH
+
+for name, value in BEFORE_TORCH.items():  # as the runner does
+    os.environ.setdefault(name, value)
 
 ROOT = Path(__file__).parents[1]
 KEY = "key-of-the-tests"

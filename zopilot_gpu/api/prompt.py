@@ -37,7 +37,10 @@ async def answer(runner: Runner, asked: PromptRequest, timeout_s: float) -> Resp
         telling = _Telling(job, runner.state().model, info, _rejoin(first, events))
         if asked.stream:
             return EventSourceResponse(
-                telling.as_stream(), ping=_PING_S, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+                telling.as_stream(),
+                ping=_PING_S,
+                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+                shutdown_grace_period=timeout_s,  # a stream may finish after SIGTERM, as a plain answer does
             )
         return JSONResponse((await telling.as_whole()).model_dump())
     except Exception as error:  # noqa: BLE001  (a border: BentoML would answer in another shape)
