@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,14 @@ cli(["build", "--output", "tag"])
 
 
 @pytest.fixture(scope="module")
-def bento(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def bento(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built bento's directory."""
     home = tmp_path_factory.mktemp("bentoml-home")
     env = {"PATH": os.environ["PATH"], "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
     built = subprocess.run([sys.executable, "-c", _BUILD], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
     assert built.returncode == 0, built.stdout + built.stderr
     (latest,) = (home / "bentos" / "zopilot_gpu").glob("*/bento.yaml")
-    yield latest.parent
+    return latest.parent
 
 
 def test_the_bento_holds_the_code_the_lock_and_the_demo_model_and_nothing_else(bento: Path) -> None:

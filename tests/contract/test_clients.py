@@ -1,6 +1,7 @@
 """The ways in that the README shows: BentoML's Python client, curl and the command line, against a served instance."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import bentoml
 import pytest
 from bentoml.exceptions import UnprocessableEntity
 
-from tests.conftest import KEY, Server
+from tests.conftest import KEY, Server, free_port
 
 ASKED: dict[str, Any] = {"prompt": "Tell me.", "context": {"vendor": "Acme"}, "max_tokens": 12, "temperature": 0}
 
@@ -91,3 +92,35 @@ def test_the_command_line_says_what_is_wrong_in_one_line(
     assert answer.returncode == 1
     assert said in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_serve_makes_a_key_says_when_it_is_ready_and_stops_with_the_service(tiny_llama: Path) -> None:
+    executable = str(Path(sys.executable).with_name("zopilot-gpu"))
+    env = {
+        "PATH": os.environ["PATH"],
+        "ZOPILOT_GPU_MODEL": str(tiny_llama),
+        "ZOPILOT_GPU_DEVICE": "cpu",
+        "PORT": str(free_port()),
+    }
+    with subprocess.Popen(
+        [executable, "serve"], env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as serving:
+        assert serving.stdout is not None
+        (line,) = (line for line in iter(serving.stdout.readline, "Press Ctrl-C to stop.\n") if line.startswith("curl "))
+        answer = run("sh", "-c", line.replace("curl ", "curl -sS "), PATH="/usr/bin:/bin")
+        assert json.loads(answer.stdout)["success"], answer
+        serving.terminate()
+        assert serving.wait(20) == 0
+
+
+def test_serve_without_the_model_says_so_and_fails(tmp_path: Path) -> None:
+    executable = str(Path(sys.executable).with_name("zopilot-gpu"))
+    env = {
+        "PATH": os.environ["PATH"],
+        "ZOPILOT_GPU_MODEL": "nobody/nothing",
+        "HF_HOME": str(tmp_path),
+        "PORT": str(free_port()),
+    }
+    answer = run(executable, "serve", **env)
+    assert answer.returncode == 1
+    assert "ZOPILOT_GPU_ALLOW_DOWNLOAD" in answer.stdout

@@ -4,6 +4,7 @@ Every answer of 400 and above has the body `{"success": false, "error": {"code",
 the frameworks below us (404, 405, readiness) are rewritten into it; their status and the headers a client acts on stay.
 """
 
+import logging
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from zopilot_gpu.errors import Forbidden, InternalError, InvalidRequest, Service
 _log = log.get(__name__)
 _SHAPED = "zopilot_gpu.error_is_shaped"
 _CLIENT_GONE = 499
+_PROBES = frozenset({"/health", "/livez", "/metrics", "/ping", "/readyz"})  # asked every second or so: logged at debug
 _KEPT_HEADERS = ("allow", "retry-after", "www-authenticate")
 _FOREIGN = {
     404: ("not_found", "There is no such route."),
@@ -87,7 +89,8 @@ class Failures:
             finally:
                 elapsed_s = time.monotonic() - info.arrived_s
                 metrics.observe_request(scope["path"], exchange.status, elapsed_s)
-                _log.info(
+                _log.log(
+                    logging.DEBUG if scope["path"] in _PROBES else logging.INFO,
                     "request",
                     method=scope["method"][:16],
                     path=scope["path"][:200],

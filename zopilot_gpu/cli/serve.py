@@ -41,9 +41,10 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": key}) as client:
-            if _wait_until_ready(client, server):
+            ready = _wait_until_ready(client, server)
+            if ready:
                 _introduce(client, key, ask=demo)
-        raise typer.Exit(server.wait())
+        raise typer.Exit(server.wait() or int(not ready))
     except KeyboardInterrupt:
         raise typer.Exit(server.wait()) from None
     finally:
