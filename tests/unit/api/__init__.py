@@ -1,0 +1,1 @@
+"""The gate, piece by piece, over tiny ASGI apps."""
