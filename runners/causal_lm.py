@@ -70,19 +70,22 @@ class CausalLM:
         self.device = device
         try:
             with _quiet_libraries(), _shard_progress(progress):
-                self._model: Any = AutoModelForCausalLM.from_pretrained(
+                self._model, report = AutoModelForCausalLM.from_pretrained(
                     located.directory,
                     dtype=torch.bfloat16,
                     device_map={"": device.name},
-                    quantization_config=_quantization(located),
                     use_safetensors=True,
                     trust_remote_code=False,
                     local_files_only=True,
+                    output_loading_info=True,
+                    **_quantization(located),
                 )
+            _check_complete(self._model, report)
         except torch.OutOfMemoryError as error:
             raise ModelUnavailable(detail=f"{located.name} does not fit into the memory of {device.name}.") from error
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise ModelUnavailable(detail=f"{located.directory} could not be loaded: {error}") from error
+        except Exception as error:  # a damaged file makes the libraries raise anything
+            problem = f"{located.directory} could not be loaded: {type(error).__name__}: {error}"
+            raise ModelUnavailable(detail=problem) from error
         self._model.eval()
         self.max_context_tokens: int = self._model.config.max_position_embeddings
         self.eos_ids = _as_ids(self._model.generation_config.eos_token_id, self._model.config.eos_token_id)
@@ -151,18 +154,34 @@ class _Stop(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._should_stop(), device=input_ids.device)
 
 
-def _quantization(located: Located) -> BitsAndBytesConfig | None:
-    """NF4 for a source in full precision; None for a checkpoint that brings its own quantisation."""
+def _quantization(located: Located) -> dict[str, BitsAndBytesConfig]:
+    """The keyword for NF4 where the source is in full precision; none for a checkpoint that brings its own quantisation."""
     config = transformers.PretrainedConfig.get_config_dict(located.directory, local_files_only=True)[0]
     if "quantization_config" in config:
-        return None
-    return BitsAndBytesConfig(
+        return {}
+    nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=_KEPT_IN_BF16,
     )
+    return {"quantization_config": nf4}
+
+
+def _check_complete(model: Any, report: dict[str, Any]) -> None:
+    """Refuses a checkpoint that does not fill the model: transformers makes up what is missing and drops what is too many.
+
+    Raises:
+        ValueError: naming some of the tensors.
+    """
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if names := sorted(map(str, report[kind])):
+            raise ValueError(f"{kind.replace('_', ' ')}: {', '.join(names[:3])} ({len(names)} in all)")
+    for name, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and tuple(state.shape) != (module.out_features, module.in_features):
+            raise ValueError(f"{name} has the shape {tuple(state.shape)}, not {(module.out_features, module.in_features)}")
 
 
 def _as_ids(*candidates: int | list[int] | None) -> list[int]:

@@ -31,6 +31,8 @@ class WaitingLine:
             DeadlineExceeded: the deadline came first.
         """
         self.refuse_when_full()
+        if time.monotonic() >= deadline_s:
+            raise DeadlineExceeded
         self.num_waiting += 1
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):

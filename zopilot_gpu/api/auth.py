@@ -62,8 +62,8 @@ def _sent_key(headers: Headers) -> bytes | None:
     """The key's bytes as they were on the wire, or None where none was sent."""
     own = headers.get("x-api-key")
     if own is not None:
-        return own.strip().encode("latin-1") or None
+        return own.encode("latin-1").strip() or None
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         return None
-    return token.strip().encode("latin-1") or None
+    return token.encode("latin-1").strip() or None

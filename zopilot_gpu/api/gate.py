@@ -72,4 +72,6 @@ class Cors(CORSMiddleware):
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response
-        return ErrorResponse(InvalidRequest(400, "cors_refused", "This origin, method or header is not allowed."))
+        refusal = ErrorResponse(InvalidRequest(400, "cors_refused", "This origin, method or header is not allowed."))
+        refusal.headers["X-Request-ID"] = request.current().request_id
+        return refusal

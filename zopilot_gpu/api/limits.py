@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zopilot_gpu.api.failures import ErrorResponse
 from zopilot_gpu.errors import InvalidRequest
 
+_MOST_DIGITS = 18
 _MOST_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
@@ -57,7 +58,7 @@ class Limits:
             limit = f"at most {self._max_headers} header lines and {self._max_header_bytes} bytes of headers"
             raise InvalidRequest(400, "headers_too_large", f"This service takes {limit}.")
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_body_bytes:
+        if declared.isdecimal() and (len(declared) > _MOST_DIGITS or int(declared) > self._max_body_bytes):
             raise self._too_large()
 
     async def _read(self, receive: Receive) -> bytes:

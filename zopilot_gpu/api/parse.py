@@ -54,7 +54,7 @@ def parse_prompt(body: bytes) -> PromptRequest:
     try:
         json.dumps(parsed.context, allow_nan=False)
     except ValueError:
-        raise _invalid("context: NaN and Infinity are not JSON") from None
+        raise _invalid("context: must be plain JSON, without NaN, Infinity or integers of thousands of digits") from None
     if parsed.json_schema is not None:
         raise InvalidRequest(422, "json_schema_unsupported", "json_schema: this runner can't guarantee a schema.")
     return parsed

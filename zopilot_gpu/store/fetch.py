@@ -20,7 +20,7 @@ def fetch(model: str, revision: str | None, cache: Path, token: str | None) -> P
         ModelUnavailable: the hub refused or could not be reached; the detail says what to do.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415  (heavy; most starts never download)
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError  # noqa: PLC0415
 
     _log.info("download_started", model=model, cache=str(cache))
     try:
@@ -33,6 +33,8 @@ def fetch(model: str, revision: str | None, cache: Path, token: str | None) -> P
     except RepositoryNotFoundError:
         remedy = f"The hub knows no {model}, or HF_TOKEN may not see it."
         raise ModelUnavailable(detail=remedy) from None
+    except HFValidationError:
+        raise ModelUnavailable(detail=f"{model} is neither a directory nor of the form ORG/NAME.") from None
     except (HfHubHTTPError, OSError) as error:
         remedy = f"{model} could not be downloaded ({type(error).__name__}): check the network and the space below {cache}."
         raise ModelUnavailable(detail=remedy) from error

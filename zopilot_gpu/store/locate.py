@@ -9,6 +9,7 @@ Try it: `python -c "from zopilot_gpu.store.locate import locate; print(locate('d
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ _CACHES = ("huggingface/hub", "huggingface", "huggingface-cache/hub", "huggingfa
 _DEMO_DIRECTORY = Path(__file__).parents[1] / "demo" / "model"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
@@ -111,9 +113,10 @@ def _weight_files(directory: Path) -> list[str]:
     if not (directory / _INDEX).is_file():
         return [_WEIGHTS]
     shards = _read_json(directory / _INDEX).get("weight_map")
-    if not isinstance(shards, dict):
-        raise ModelUnavailable(detail=f"{directory / _INDEX} has no weight_map.")
-    return sorted(set(shards.values()))
+    names = set(shards.values()) if isinstance(shards, dict) else set()
+    if not names or not all(isinstance(name, str) and _SHARD.fullmatch(name) for name in names):
+        raise ModelUnavailable(detail=f"{directory / _INDEX} does not map tensors to safetensors files beside it.")
+    return sorted(names)
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -6,6 +6,7 @@ Knows that one token may be part of a character, and that a stop string may be s
 from collections.abc import Callable, Sequence
 
 _REPLACEMENT = "\ufffd"
+_MOST_HELD = 64  # ids; a character is at most four, so this many are no character in the making
 
 
 class Detokenizer:
@@ -27,7 +28,7 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """The new final text, often empty."""
         self._ids.append(token_id)
-        return self._new_text(final=False)
+        return self._new_text(final=len(self._ids) - self._sent > _MOST_HELD)
 
     def flush(self) -> str:
         """What was held back, with the replacement character for bytes that never became one."""
@@ -45,8 +46,9 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Passes text through until one of `stops` appears; the stop itself and what follows are dropped.
+    """Passes text through until one of `stops` is complete; the stop itself and what follows are dropped.
 
+    Of several, the one that is complete first counts, and of those the longest: so how the text is cut makes no difference.
     Text that could be the beginning of a stop string is held back until the next piece decides.
     """
 
@@ -60,10 +62,10 @@ class StopStrings:
         if self.hit:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.hit = True
-            safe, self._held = self._held[: min(found)], ""
+            safe, self._held = self._held[: min(found)[1]], ""
             return safe
         keep = self._longest_prefix_at_end()
         cut = len(self._held) - keep

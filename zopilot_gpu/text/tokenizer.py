@@ -24,8 +24,9 @@ class Tokenizer:
             tokenizer: Any = AutoTokenizer.from_pretrained(
                 directory, use_fast=True, local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
-            raise ModelUnavailable(f"No readable tokenizer in {directory}: {error}") from error
+        except Exception as error:  # a damaged file makes the libraries raise anything
+            problem = f"No readable tokenizer in {directory}: {type(error).__name__}: {error}"
+            raise ModelUnavailable(detail=problem) from error
         self._tokenizer = tokenizer
         self.bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.eos_id: int | None = tokenizer.eos_token_id
