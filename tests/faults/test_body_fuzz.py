@@ -25,7 +25,8 @@ VALID: list[dict[str, Any]] = [
 ]
 ODD: list[Any] = [
     None, True, 0, -1, 1e308, -0.0, 2**63, 10**400, "", "\0", "\ud7ff", "a" * 5000, "[/INST]", "</s>", [], {}, [[]] * 9,
-    {"": {}}, {"__proto__": 1}, "NaN", float("nan"), float("inf"), "\u202e", "\U0001f984" * 9, [None] * 50, {"a": {"a": {"a": "a"}}},
+    {"": {}}, {"__proto__": 1}, "NaN", float("nan"), float("inf"), "\u202e", "\U0001f984" * 9, [None] * 50,
+    {"a": {"a": {"a": "a"}}},
 ]  # fmt: skip
 KEYS = [
     *VALID[2],
