@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 setup: .venv/ready ## the virtual environment, exactly as locked
 
 .venv/ready: $(LOCKS) pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/tools.lock.txt
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes --compile-bytecode $(LOCKS)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
@@ -39,7 +39,7 @@ bento: setup ## the bento that `bentoml containerize` makes the image from
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock"
 
-lock: ## new locks from pyproject.toml; LOCK_FLAGS=--upgrade for newer versions
+lock: setup ## new locks from pyproject.toml; LOCK_FLAGS=--upgrade for newer versions
 	$(LOCK) $(LOCK_FLAGS) --output-file requirements/tools.lock.txt requirements/tools.in
 	$(LOCK) $(LOCK_FLAGS) --output-file requirements/runtime.lock.txt pyproject.toml
 	$(LOCK) $(LOCK_FLAGS) --output-file requirements/dev.lock.txt --constraint requirements/runtime.lock.txt --extra dev pyproject.toml

@@ -15,6 +15,7 @@ from runners.plain import PlainRunner
 from zopilot_gpu import log
 from zopilot_gpu.api import health, prompt
 from zopilot_gpu.api.gate import Gate
+from zopilot_gpu.api.patch import without_timers
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
@@ -25,7 +26,7 @@ _made: list[Runner] = []
     name="zopilot_gpu",
     resources={"gpu": 1},
     workers=1,
-    traffic={"timeout": MAX_REQUEST_TIMEOUT_S + 60},  # NOTE: BentoML keeps a timer this long for every request
+    traffic={"timeout": MAX_REQUEST_TIMEOUT_S + 60},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
@@ -64,4 +65,5 @@ class ZopilotGPU:
             raise SystemExit(2) from None
 
 
+without_timers()
 ZopilotGPU.add_asgi_middleware(Gate)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service

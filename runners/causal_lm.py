@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, StoppingCriteria
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
@@ -99,7 +99,10 @@ class CausalLM:
         should_stop: Callable[[], bool],
     ) -> None:
         """Generates up to `max_tokens` after `ids`. `should_stop` is asked after each `on_token`."""
-        torch.manual_seed(sampling.seed) if sampling.seed is not None else torch.seed()
+        if sampling.seed is None:
+            torch.seed()
+        else:
+            torch.manual_seed(sampling.seed)
         prompt = torch.tensor([list(ids)], device=self.device.name)
         self._model.generate(
             prompt,
@@ -107,6 +110,7 @@ class CausalLM:
             generation_config=self._generation_config(max_tokens, sampling),
             use_model_defaults=False,
             streamer=_Streamer(on_token),
+            logits_processor=[_OnlyNumbers()],
             stopping_criteria=[_Stop(should_stop)],
         )
 
@@ -144,6 +148,15 @@ class _Streamer(BaseStreamer):
 
     def end(self) -> None:
         """Nothing is held back."""
+
+
+class _OnlyNumbers(LogitsProcessor):
+    """NOTE: drawing from NaN trips an assertion on the GPU, after which every call of this process fails."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        if not bool(scores.amax(dim=-1).isfinite().all()):
+            raise FloatingPointError("logits that are no numbers")
+        return scores
 
 
 class _Stop(StoppingCriteria):

@@ -64,15 +64,12 @@ class PlainRunner:
         self._stopping = threading.Event()
         self._state = RunnerState("loading", "starting", 0.0, settings.model, "unknown", 0, 0, settings.max_waiting)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="plain-runner")
-        self._thread.submit(self._load)
+        # NOTE: a daemon, because a download or a read from a dead volume can't be interrupted, and must not hold up the exit.
+        threading.Thread(target=self._load, name="plain-loader", daemon=True).start()
 
     def state(self) -> RunnerState:
         """See `Runner.state`."""
-        state = replace(self._state, num_running=self._line.num_running, num_waiting=self._line.num_waiting)
-        if self._loaded is None:
-            return state
-        gpu_name, used, total = self._loaded.lm.memory_bytes()
-        return replace(state, gpu_name=gpu_name, memory_used_bytes=used, memory_total_bytes=total)
+        return replace(self._state, num_running=self._line.num_running, num_waiting=self._line.num_waiting)
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         """See `Runner.generate`."""
@@ -104,7 +101,7 @@ class PlainRunner:
             raise ShuttingDown(retry_after_s=_RETRY_LOADING_S)
         if self._state.phase == "loading":
             raise ModelLoading(retry_after_s=_RETRY_LOADING_S)
-        if self._loaded is None:
+        if self._loaded is None or self._state.phase != "ready":
             raise ModelUnavailable
         return self._loaded
 
@@ -112,7 +109,7 @@ class PlainRunner:
         """Hands the slot to the thread; it comes back when the thread is done, not when the caller has left."""
         loop = asyncio.get_running_loop()
         try:
-            future = self._thread.submit(generation.run)
+            future = self._thread.submit(self._run, generation)
         except RuntimeError:  # shut down since the line let us in
             self._line.release()
             raise ShuttingDown(retry_after_s=_RETRY_LOADING_S) from None
@@ -123,7 +120,19 @@ class PlainRunner:
 
         future.add_done_callback(free_the_slot)
 
-    # The rest runs on the thread.
+    # The rest runs on threads: loading on one, generation on the other.
+
+    def _run(self, generation: "_Generation") -> None:
+        generation.run()
+        try:
+            self._note_memory()
+        except RuntimeError as error:  # torch: after one failed call on the GPU, all fail
+            self._fail(f"The GPU does not answer any more ({type(error).__name__}). Restart the service.")
+
+    def _note_memory(self) -> None:
+        if self._loaded:
+            name, used, total = self._loaded.lm.memory_bytes()
+            self._state = replace(self._state, gpu_name=name, memory_used_bytes=used, memory_total_bytes=total)
 
     def _load(self) -> None:
         began_s = time.monotonic()
@@ -144,6 +153,8 @@ class PlainRunner:
             lm.continue_ids(tokenizer.encode("warm-up"), 1, GREEDY, lambda _: None, lambda: False)
             window = min(lm.max_context_tokens, self._settings.max_context_tokens)
             self._loaded = _Loaded(lm, tokenizer, template_for(located.model_type, tokenizer), window)
+        except ShuttingDown:
+            _log.info("loading_stopped")
         except ServiceError as problem:
             self._fail(problem.detail or problem.message)
         except Exception as error:  # noqa: BLE001  (a border: whatever fails here, the process goes on to say so)
@@ -151,6 +162,7 @@ class PlainRunner:
             self._fail(f"Loading failed: {type(error).__name__}: {error}")
         else:
             load_s = round(time.monotonic() - began_s, 2)
+            self._note_memory()
             self._state = replace(self._state, phase="ready", step="ready", progress=1.0, load_s=load_s)
             _log.info("model_ready", model=self._state.model, device=device.name, why=device.reason, load_s=load_s)
 

@@ -18,7 +18,10 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
 
 def configure(level: str = "info") -> None:
-    """Sends every line of this process through the JSON formatter, at `level` and above. Safe to call again."""
+    """Sends every line of this process through the JSON formatter: ours from `level` on, those of others from warnings on.
+
+    Others log what they handle: sse-starlette each chunk of an answer, at debug. Safe to call again.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -43,12 +46,13 @@ def configure(level: str = "info") -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    for ours in ("zopilot_gpu", "runners"):
+        logging.getLogger(ours).setLevel(level.upper())
     for name in list(logging.root.manager.loggerDict):
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
-    logging.getLogger("uvicorn.access").disabled = True  # the gate logs each request, with its id
 
 
 def bound(**fields: str) -> AbstractContextManager[None]:

@@ -32,10 +32,17 @@ CASES: dict[str, dict[str, Any]] = {
     "wrong key as Bearer": {"json": {"prompt": "Hi"}, "headers": {"Authorization": "Bearer wrong"}},
     "key that is not ASCII": {"json": {"prompt": "Hi"}, "headers": {"X-API-Key": "schlüssel".encode()}},
     "unknown route": {"url": "/nothing", **fields()},
+    "a slash too many": {"url": "/prompt/", **fields()},
     "wrong method": {"method": "GET", "headers": {"X-API-Key": KEY}},
     "more than 64 headers": {"json": {"prompt": "Hi"}, "headers": {"X-API-Key": KEY} | {f"X-{n}": "1" for n in range(80)}},
     "10 MB body": raw(b'{"prompt": "' + b"a" * 10_000_000 + b'"}'),
     "chunked body that grows too large": {"content": trickle, "headers": JSON},
+    "two keys": {"json": {"prompt": "Hi"}, "headers": [("X-API-Key", KEY), ("X-API-Key", KEY)]},
+    "both lengths": {
+        "content": b'{"prompt": "Hi"}',
+        "headers": JSON | {"Transfer-Encoding": "chunked", "Content-Length": "16"},
+    },
+    "compressed body": {"content": b'{"prompt": "Hi"}', "headers": JSON | {"Content-Encoding": "gzip"}},
     "text/plain": raw(b'{"prompt": "Hi"}', "text/plain"),
     "multipart form": {"files": {"prompt": b"Hi"}, "headers": {"X-API-Key": KEY}},
     "multipart without a boundary": raw(b"prompt", "multipart/form-data"),
@@ -79,8 +86,11 @@ def documented() -> dict[str, re.Match[str]]:
     return {row["case"]: row for row in rows if row}
 
 
-def test_the_documented_cases_are_the_tested_ones() -> None:
+def test_the_documented_cases_are_the_tested_ones_and_the_table_holds_nothing_else() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    _, _, rows = page.partition("| Request | Status | `code` | `message` |\n|---|---|---|---|\n")
     assert list(documented()) == list(CASES)
+    assert all(ROW.match(row) for row in rows.splitlines())
 
 
 @pytest.mark.parametrize("case", CASES)

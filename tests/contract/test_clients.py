@@ -1,13 +1,18 @@
 """The ways in that the README shows: BentoML's Python client, curl and the command line, against a served instance."""
 
+import http.server
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import bentoml
+import httpx
 import pytest
 from bentoml.exceptions import UnprocessableEntity
 
@@ -24,6 +29,15 @@ def expected(mixtral_server: Server) -> str:
 
 def run(*command: str, stdin: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, env=env, check=False)
+
+
+def curl(line: str) -> dict[str, Any]:
+    """What a shell line `curl URL -H ... -d BODY` prints; where there is no curl, what it would."""
+    words = shlex.split(line)
+    if shutil.which("curl"):
+        return dict(json.loads(run(*words, "-sS", PATH=os.environ["PATH"]).stdout))
+    headers = dict(words[at + 1].split(": ", 1) for at, word in enumerate(words) if word == "-H")
+    return dict(httpx.post(words[1], headers=headers, content=words[words.index("-d") + 1], timeout=60).json())
 
 
 def test_the_bentoml_client(mixtral_server: Server, expected: str) -> None:
@@ -49,9 +63,9 @@ def test_the_bentoml_client_with_a_wrong_key(mixtral_server: Server) -> None:
 
 
 def test_curl(mixtral_server: Server, expected: str) -> None:
-    headers = ["-H", f"X-API-Key: {KEY}", "-H", "Content-Type: application/json"]
-    answer = run("curl", "-sS", f"{mixtral_server.url}/prompt", *headers, "-d", json.dumps(ASKED), PATH="/usr/bin:/bin")
-    assert json.loads(answer.stdout)["output"] == expected
+    headers = f"-H 'X-API-Key: {KEY}' -H 'Content-Type: application/json'"
+    answer = curl(f"curl {mixtral_server.url}/prompt {headers} -d '{json.dumps(ASKED)}'")
+    assert answer["output"] == expected
 
 
 def cli(server: Server, *arguments: str, stdin: str = "", key: str = KEY) -> "subprocess.CompletedProcess[str]":
@@ -107,8 +121,7 @@ def test_serve_makes_a_key_says_when_it_is_ready_and_stops_with_the_service(tiny
     ) as serving:
         assert serving.stdout is not None
         (line,) = (line for line in iter(serving.stdout.readline, "Press Ctrl-C to stop.\n") if line.startswith("curl "))
-        answer = run("sh", "-c", line.replace("curl ", "curl -sS "), PATH="/usr/bin:/bin")
-        assert json.loads(answer.stdout)["success"], answer
+        assert curl(line)["success"]
         serving.terminate()
         assert serving.wait(20) == 0
 
@@ -124,3 +137,29 @@ def test_serve_without_the_model_says_so_and_fails(tmp_path: Path) -> None:
     answer = run(executable, "serve", **env)
     assert answer.returncode == 1
     assert "ZOPILOT_GPU_ALLOW_DOWNLOAD" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (200, b'event: text\r\ndata: {"text": "half an ans"}\r\n\r\n', "The answer was cut."),
+        (200, b"event: text\r\ndata: {\r\n\r\n", "is not this service"),
+        (502, b"<html>Bad gateway</html>", "is not this service"),
+    ],
+)
+def test_the_command_line_against_something_broken(status: int, body: bytes, said: str) -> None:
+    class Broken(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        executable = str(Path(sys.executable).with_name("zopilot-gpu"))
+        answer = run(executable, "prompt", "Hi", "--url", f"http://127.0.0.1:{server.server_port}")
+    assert answer.returncode == 1
+    assert said in answer.stderr
+    assert "Traceback" not in answer.stderr

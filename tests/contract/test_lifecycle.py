@@ -95,7 +95,7 @@ async def test_sigterm_lets_a_running_answer_finish(serve: Serve, tiny_mixtral: 
             server.process.send_signal(signal.SIGTERM)
             answer = await talking
         assert answer.status_code == 200
-        assert '"completion_tokens":300' in answer.text
+        assert '"completion_tokens":300' in answer.text.replace(" ", "")
         assert await asyncio.to_thread(server.process.wait, 20) == 0
 
 

@@ -72,7 +72,7 @@ async def test_20_clients_who_leave_mid_answer_leave_no_work_behind(server: Serv
 
     async def leave(client: httpx.AsyncClient) -> None:
         try:
-            async with asyncio.timeout(random.uniform(0.05, 1.0)):  # noqa: S311
+            async with asyncio.timeout(random.uniform(0.05, 1.0)):
                 async with client.stream("POST", "/prompt", json=LONG | {"stream": stream}) as response:
                     await response.aread()
         except TimeoutError:

@@ -89,7 +89,7 @@ EXPECTED = {200, 400, 413, 415, 422, 429}
 
 
 async def test_no_body_gets_an_unexpected_answer_or_ends_the_process(mixtral_server: Server) -> None:
-    draw = random.Random(SEED)  # noqa: S311
+    draw = random.Random(SEED)
     bodies = iter([(kind.__name__, kind(draw)) for kind in draw.choices(KINDS, k=NUM_INPUTS)])
     seen: Counter[int] = Counter()
     slowest_s = 0.0

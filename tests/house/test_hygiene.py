@@ -2,7 +2,7 @@
 
 import ast
 import re
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,8 +38,19 @@ ALLOWED = [
 
 
 def tracked() -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
-    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+    """The files of the project; what tools leave beside them is named in .gitignore."""
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()] + [".git", ".whl"]
+
+    def walk(directory: Path) -> Iterator[Path]:
+        for path in sorted(directory.iterdir()):
+            if any(path.match(pattern) for pattern in ignored):
+                continue
+            if path.is_dir():
+                yield from walk(path)
+            else:
+                yield path
+
+    return list(walk(ROOT))
 
 
 def text_of(path: Path) -> str | None:

@@ -17,13 +17,13 @@ early.addHandler(logging.StreamHandler())
 early.propagate = False
 
 from zopilot_gpu import log
+log.configure("debug")
 log.configure("info")
-log.configure("info")
-ours, foreign = log.get("ours"), logging.getLogger("uvicorn.error")
+ours, foreign = log.get("zopilot_gpu.tests"), logging.getLogger("uvicorn.error")
 
 ours.info("fields", count=3, text="two\\nlines")
 ours.debug("below_the_level")
-foreign.debug("below the level")
+foreign.info("below the level of other libraries")
 with log.bound(request_id="rid-1"):
     ours.info("ours_bound")
     foreign.warning("foreign %s", "bound")

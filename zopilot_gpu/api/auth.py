@@ -1,7 +1,7 @@
 """Who may call what. Knows SHA-256 digests of keys; refuses everything that is not on the open list.
 
 A key travels as `X-API-Key: KEY` or `Authorization: Bearer KEY`. `X-API-Key` wins where both are sent: behind RunPod's
-load balancer the Bearer token is RunPod's own.
+load balancer the Bearer token is RunPod's own. A header that is sent twice is refused later, by `api.limits`.
 """
 
 import hashlib
@@ -60,9 +60,9 @@ def _digest(key: bytes) -> bytes:
 
 def _sent_key(headers: Headers) -> bytes | None:
     """The key's bytes as they were on the wire, or None where none was sent."""
-    own = headers.get("x-api-key")
-    if own is not None:
-        return own.encode("latin-1").strip() or None
+    for key in headers.getlist("x-api-key"):
+        if sent := key.encode("latin-1").strip():
+            return sent
     scheme, _, token = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         return None

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zopilot_gpu import log
@@ -18,7 +18,6 @@ from zopilot_gpu.errors import Forbidden, InternalError, InvalidRequest, Service
 
 _log = log.get(__name__)
 _SHAPED = "zopilot_gpu.error_is_shaped"
-_CLIENT_GONE = 499
 _PROBES = frozenset({"/health", "/livez", "/metrics", "/ping", "/readyz"})  # asked every second or so: logged at debug
 _KEPT_HEADERS = ("allow", "retry-after", "www-authenticate")
 _FOREIGN = {
@@ -82,10 +81,6 @@ class Failures:
                 failure = as_service_error(error)
                 if exchange.status is None:
                     await ErrorResponse(failure)(scope, receive, exchange.send)
-            else:
-                if exchange.status is None:
-                    # NOTE: nobody is there to read it, but BentoML's timeout middleware waits for a first byte for an hour.
-                    await Response(status_code=_CLIENT_GONE)(scope, receive, send)
             finally:
                 elapsed_s = time.monotonic() - info.arrived_s
                 metrics.observe_request(scope["path"], exchange.status, elapsed_s)
@@ -111,7 +106,7 @@ class _Exchange:
         if self._replaced:
             return
         if message["type"] == "http.response.start":
-            if message["status"] >= 400 and not self._scope.get(_SHAPED):
+            if (message["status"] >= 400 or message["status"] == 307) and not self._scope.get(_SHAPED):
                 self._replaced = True
                 await self._replace(message)
                 return
@@ -120,7 +115,7 @@ class _Exchange:
         await self._send(message)
 
     async def _replace(self, message: Message) -> None:
-        status = message["status"]
+        status = 404 if message["status"] == 307 else message["status"]  # a path with a slash too many is not ours
         code, sentence = _FOREIGN.get(status, ("invalid_request", "The request could not be understood."))
         error = InternalError() if status == 500 else InvalidRequest(status, code, sentence)
         response = ErrorResponse(error)

@@ -14,6 +14,7 @@ from zopilot_gpu.api.failures import ErrorResponse
 from zopilot_gpu.errors import InvalidRequest
 
 _MOST_DIGITS = 18
+_ONCE = (b"authorization", b"content-length", b"content-type", b"host", b"x-api-key")
 _MOST_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
@@ -57,6 +58,11 @@ class Limits:
         if len(headers) > self._max_headers or size > self._max_header_bytes:
             limit = f"at most {self._max_headers} header lines and {self._max_header_bytes} bytes of headers"
             raise InvalidRequest(400, "headers_too_large", f"This service takes {limit}.")
+        names = [name for name, _ in headers]
+        if repeated := [name for name in _ONCE if names.count(name) > 1]:
+            raise InvalidRequest(400, "repeated_header", f"Send {repeated[0].decode()} once.")
+        if b"transfer-encoding" in names and b"content-length" in names:
+            raise InvalidRequest(400, "ambiguous_length", "Send either Content-Length or Transfer-Encoding.")
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and (len(declared) > _MOST_DIGITS or int(declared) > self._max_body_bytes):
             raise self._too_large()
@@ -96,9 +102,11 @@ class Limits:
 def _check_content_type(scope: Scope, body: bytes) -> None:
     if not body:
         return
-    sent = Headers(scope=scope).get("content-type", "")
-    if sent.partition(";")[0].strip().lower() != "application/json":
+    headers = Headers(scope=scope)
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise InvalidRequest(415, "unsupported_media_type", "Send the body as 'Content-Type: application/json'.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest(415, "unsupported_encoding", "Send the body without a Content-Encoding.")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -16,6 +16,7 @@ from zopilot_gpu.errors import InvalidRequest
 from zopilot_gpu.events import Job, Sampling
 
 _MOST_PROBLEMS = 5
+_GREEDY_BELOW = 0.01  # dividing logits by less overflows
 
 
 class ParsePrompt:
@@ -68,7 +69,7 @@ def job_of(request: PromptRequest, info: RequestInfo, timeout_s: float) -> Job:
         context=request.context,
         max_tokens=request.max_tokens,
         sampling=Sampling(
-            temperature=request.temperature,
+            temperature=request.temperature if request.temperature >= _GREEDY_BELOW else 0,
             top_p=request.top_p,
             top_k=request.top_k,
             repetition_penalty=request.repetition_penalty,

@@ -6,6 +6,8 @@ an error after it travels in the stream as `event: error`.
     event: text   data: {"text": "..."}                               any number of times
     event: done   data: the same object that a plain answer is        once, or else
     event: error  data: {"success": false, "error": {...}}            once
+
+The data is ASCII: clients that split lines as Python does would cut it at U+2028.
 """
 
 import contextlib
@@ -72,8 +74,8 @@ class _Telling:
         try:
             async for piece in self._texts():
                 self._pieces.append(piece)
-                yield _sse("text", json.dumps({"text": piece}, ensure_ascii=False))
-            yield _sse("done", self._response.model_dump_json())
+                yield _sse("text", json.dumps({"text": piece}))
+            yield _sse("done", json.dumps(self._response.model_dump()))
         except Exception as error:  # noqa: BLE001  (a border: the stream has begun, so the error goes into it)
             yield _sse("error", json.dumps(error_body(as_service_error(error), self._info.request_id)))
 

@@ -24,10 +24,10 @@ class PromptRequest(IODescriptor):
         examples=[{"vendor": "Acme", "total": "118.40"}],
     )
     max_tokens: int = Field(default=1024, ge=1, le=32_768, description="Most tokens to generate.")
-    temperature: float = Field(default=0.1, ge=0, le=2, description="0 is greedy.")
+    temperature: float = Field(default=0.1, ge=0, le=2, description="Below 0.01: greedy.")
     top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling; 1 is off.")
     top_k: int = Field(default=50, ge=0, le=1000, description="Draw from the k likeliest tokens; 0 is off.")
-    repetition_penalty: float = Field(default=1.1, gt=0, le=2, description="Above 1 discourages tokens already seen.")
+    repetition_penalty: float = Field(default=1.1, ge=0.1, le=2, description="Above 1 discourages tokens already seen.")
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="The same seed and request give the same answer. Unset: a fresh one."
     )

@@ -33,9 +33,12 @@ def prompt(  # noqa: PLR0913  (one parameter an option)
             if response.is_error:
                 response.read()
                 _fail(response.json()["error"]["message"])
-            _print_events(response, show_metadata=metadata)
-    except httpx.HTTPError as error:
+            if not _print_events(response, show_metadata=metadata):
+                _fail("The answer was cut.")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         _fail(f"No answer from {url}: {error}")
+    except (KeyError, ValueError):
+        _fail(f"What answers at {url} is not this service, or the key is not one.")
 
 
 def _read_object(file: typer.FileText) -> dict[str, Any]:
@@ -48,7 +51,8 @@ def _read_object(file: typer.FileText) -> dict[str, Any]:
     return dict(content)
 
 
-def _print_events(response: httpx.Response, *, show_metadata: bool) -> None:
+def _print_events(response: httpx.Response, *, show_metadata: bool) -> bool:
+    """Prints the pieces as they come; whether the answer was complete."""
     event = ""
     for line in response.iter_lines():
         name, _, value = line.partition(": ")
@@ -66,6 +70,8 @@ def _print_events(response: httpx.Response, *, show_metadata: bool) -> None:
                 sys.stdout.write("\n")
                 if show_metadata:
                     typer.echo(json.dumps(data["metadata"], indent=2), err=True)
+                return True
+    return False
 
 
 def _fail(message: str) -> NoReturn:

@@ -6,16 +6,19 @@ Knows processes; refuses to serve other machines without being told to (`--host`
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
 from rich.console import Console
+
+from zopilot_gpu.settings import DEMO_MODEL, NO_KEY, SettingsError, load_settings
 
 _ROOT = Path(__file__).parents[2]
 _EXAMPLE = {
@@ -31,19 +34,20 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on.", envvar="PORT")] = 3000,
 ) -> None:
     """Start the service; without ZOPILOT_GPU_API_KEY in the environment it gets a freshly made key."""
-    key = os.environ.get("ZOPILOT_GPU_API_KEY", "").split(",")[0].strip() or secrets.token_urlsafe(24)
-    env = {"BENTOML_DO_NOT_TRACK": "True", "ZOPILOT_GPU_API_KEY": key, **_without_empty(os.environ)}
     if demo:
-        env |= {"ZOPILOT_GPU_MODEL": "demo", "ZOPILOT_GPU_DEVICE": "cpu", "BENTOML_DISABLE_GPU_ALLOCATION": "1"}
-        env.setdefault("ZOPILOT_GPU_LOG_LEVEL", "warning")
+        os.environ |= {"ZOPILOT_GPU_MODEL": DEMO_MODEL, "ZOPILOT_GPU_DEVICE": "cpu", "BENTOML_DISABLE_GPU_ALLOCATION": "1"}
+        os.environ.setdefault("ZOPILOT_GPU_LOG_LEVEL", "warning")
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+    key = _key()
     command = [sys.executable, "-m", "bentoml", "serve", "service:ZopilotGPU", "--host", host, "--port", str(port)]
-    server = subprocess.Popen(command, cwd=_ROOT, env=env)  # noqa: S603  (our own command)
+    server = subprocess.Popen(command, cwd=_ROOT)  # noqa: S603  (our own command)
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    reached_at = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": key}) as client:
+        with httpx.Client(base_url=f"http://{reached_at}:{port}", headers={"X-API-Key": key} if key else {}) as client:
             ready = _wait_until_ready(client, server)
             if ready:
-                _introduce(client, key, ask=demo)
+                _introduce(client, ask=demo)
         raise typer.Exit(server.wait() or int(not ready))
     except KeyboardInterrupt:
         raise typer.Exit(server.wait()) from None
@@ -51,8 +55,17 @@ def serve(
         server.terminate()
 
 
-def _without_empty(env: Any) -> dict[str, str]:
-    return {name: value for name, value in env.items() if value}
+def _key() -> str | None:
+    """The key to call with: the first that is set, or a fresh one; None where anonymous use is allowed."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        if str(error) != NO_KEY:
+            typer.echo(f"zopilot-gpu: {error}", err=True)
+            raise typer.Exit(2) from None
+        os.environ["ZOPILOT_GPU_API_KEY"] = secrets.token_urlsafe(24)
+        return os.environ["ZOPILOT_GPU_API_KEY"]
+    return settings.api_key[0].get_secret_value() if settings.api_key else None
 
 
 def _wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]") -> bool:
@@ -74,12 +87,12 @@ def _wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]") -
     return False
 
 
-def _introduce(client: httpx.Client, key: str, *, ask: bool) -> None:
+def _introduce(client: httpx.Client, *, ask: bool) -> None:
     body = json.dumps(_EXAMPLE)
+    key = client.headers.get("X-API-Key")
+    key_header = f"-H {shlex.quote(f'X-API-Key: {key}')} " if key else ""
     _console.print(f"Ready on {client.base_url}. Ask it, for example:\n")
-    _console.print(
-        f"curl {client.base_url}/prompt -H 'X-API-Key: {key}' -H 'Content-Type: application/json' -d '{body}'\n", markup=False
-    )
+    _console.print(f"curl {client.base_url}/prompt {key_header}-H 'Content-Type: application/json' -d '{body}'\n", markup=False)
     if ask:
         answer = client.post("/prompt", json=_EXAMPLE, timeout=60).json()
         _console.print(f"{_EXAMPLE['prompt']} -> {answer.get('output', answer)}", markup=False)

@@ -2,7 +2,7 @@
 
 Knows the instruct templates; refuses to let caller text become one of their markers.
 Control tokens are placed as ids, around caller text that was encoded on its own with special tokens
-switched off, so `</s>` in a prompt is five ordinary characters. `[INST]` and `[/INST]` are ordinary
+switched off, so `</s>` in a prompt is four ordinary characters. `[INST]` and `[/INST]` are ordinary
 pieces in Mixtral's vocabulary, so encoding can't tell ours from a caller's: the literal is broken.
 
 Source of the Mixtral form: the model card of Mixtral-8x7B-Instruct-v0.1,
@@ -72,7 +72,7 @@ class ChatTemplate:
 
     def encode(self, prompt: str, context: Mapping[str, Any] | None) -> list[int]:
         """See `Template.encode`."""
-        return [*self._head, *self._tokenizer.encode(fold(prompt, context)), *self._tail]
+        return [*self._head, *self._tokenizer.encode(break_markers(fold(prompt, context))), *self._tail]
 
 
 def template_for(model_type: str, tokenizer: Tokenizer) -> Template:

@@ -35,7 +35,7 @@ BOUNDS: list[tuple[str, list[Any], list[Any]]] = [
     ("temperature", [0, 0.0, 1, 2, 2.0], [-0.1, 2.1, 1e308, "1", None, True]),
     ("top_p", [1e-9, 1, 1.0], [0, -1, 1.1, "1", None, True]),
     ("top_k", [0, 1000], [-1, 1001, 1.5, "1", None, True]),
-    ("repetition_penalty", [1e-9, 2], [0, -1, 2.1, "1", None, True]),
+    ("repetition_penalty", [0.1, 2], [0, 0.09, 1e-40, -1, 2.1, "1", None, True]),
     ("seed", [None, 0, 2**63 - 1], [-1, 2**63, 1.5, "1", True]),
     ("stop", [[], ["a"], ["a"] * 4, ["x" * 64]], [["a"] * 5, [""], ["x" * 65], [1], [None], ["a\0"], "a", None, {}]),
     ("stream", [True, False], ["true", 1, 0, None]),
@@ -223,3 +223,9 @@ async def test_other_routes_get_their_body_untouched(client: Any, method: str, p
     async with client(Failures(ParsePrompt(route))) as http:
         await http.request(method, path, content=b"not json")
     assert (route.parsed, route.body) == (None, b"not json")
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1e-40, 0.009])
+def test_a_temperature_that_would_overflow_the_logits_is_greedy(temperature: float) -> None:
+    job = job_of(parse_prompt(body_of(temperature=temperature)), RequestInfo("id"), 1)
+    assert job.sampling.temperature == 0

@@ -156,7 +156,7 @@ async def test_a_waiter_cancelled_as_its_turn_comes_passes_it_on() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_cancellation_and_deadlines_at_any_moment_never_lose_the_slot(seed: int) -> None:
-    draw, line, holders = random.Random(seed), WaitingLine(5), itertools.count()  # noqa: S311  (repeatable on purpose)
+    draw, line, holders = random.Random(seed), WaitingLine(5), itertools.count()
     held, outcomes = set[int](), dict[str, int]()
 
     def note(outcome: str) -> None:

@@ -64,7 +64,7 @@ def reference() -> Callable[[str], list[int]]:
 
 def control_cases() -> list[tuple[str, dict[str, Any] | None]]:
     """Prompts and contexts made of control text, the same on each run."""
-    draw = random.Random(SEED)  # noqa: S311  (repeatable on purpose)
+    draw = random.Random(SEED)
 
     def text() -> str:
         return "".join(draw.choice(CONTROL if draw.random() < 0.7 else FILLER) for _ in range(draw.randint(1, 12)))
