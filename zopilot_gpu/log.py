@@ -46,14 +46,14 @@ def configure(level: str = "info") -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
-    for ours in ("zopilot_gpu", "runners"):
-        logging.getLogger(ours).setLevel(level.upper())
     for name in list(logging.root.manager.loggerDict):
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
-
+        logger.setLevel(logging.NOTSET)
+    root.setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    for ours in ("zopilot_gpu", "runners"):
+        logging.getLogger(ours).setLevel(level.upper())
 
 def bound(**fields: str) -> AbstractContextManager[None]:
     """Adds `fields` to every line logged inside the `with` block, by this task and those it starts."""

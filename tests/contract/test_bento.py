@@ -45,7 +45,9 @@ def test_the_bento_pins_torch_with_hashes(bento: Path) -> None:
     assert "\ntorch==2.6.0 " in lock
     ours = (ROOT / "requirements" / "runtime.lock.txt").read_text()
     assert set(re.findall(r"--hash=\S+", lock)) == set(re.findall(r"--hash=\S+", ours))
-    assert set(re.findall(r"^[\w.-]+==[\w.+-]+", lock, re.MULTILINE)) == set(re.findall(r"^[\w.-]+==[\w.+-]+", ours, re.MULTILINE))
+    assert set(re.findall(r"^[\w.-]+==[\w.+-]+", lock, re.MULTILINE)) == set(
+        re.findall(r"^[\w.-]+==[\w.+-]+", ours, re.MULTILINE)
+    )
     assert re.search(r"\n +resources:\n +gpu: 1\n", (bento / "bento.yaml").read_text())
 
 
