@@ -55,6 +55,7 @@ def configure(level: str = "info") -> None:
     for ours in ("zopilot_gpu", "runners"):
         logging.getLogger(ours).setLevel(level.upper())
 
+
 def bound(**fields: str) -> AbstractContextManager[None]:
     """Adds `fields` to every line logged inside the `with` block, by this task and those it starts."""
     return structlog.contextvars.bound_contextvars(**fields)

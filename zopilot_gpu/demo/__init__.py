@@ -4,6 +4,6 @@
 volume can serve it. Nothing is loaded on import.
 """
 
-from pathlib import Path
+from zopilot_gpu.store.locate import DEMO_DIRECTORY as MODEL
 
-MODEL = Path(__file__).parent / "model"
+__all__ = ["MODEL"]

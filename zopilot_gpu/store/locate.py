@@ -19,7 +19,7 @@ from zopilot_gpu.settings import DEMO_MODEL
 
 MOUNTS = (Path("/runpod-volume"), Path("/workspace"))
 _CACHES = ("huggingface/hub", "huggingface", "huggingface-cache/hub", "huggingface-cache", "hub", "")
-_DEMO_DIRECTORY = Path(__file__).parents[1] / "demo" / "model"
+DEMO_DIRECTORY = Path(__file__).parents[1] / "demo" / "model"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[\w.-]+\.safetensors")
@@ -49,7 +49,7 @@ def locate(model: str, revision: str | None = None, roots: Sequence[Path] = ()) 
         ModelUnavailable: nothing complete was found; the detail says where was looked, what is missing and what to do.
     """
     if model == DEMO_MODEL:
-        return _complete("demo", _DEMO_DIRECTORY, None)
+        return _complete("demo", DEMO_DIRECTORY, None)
     if Path(model).is_dir():
         return _complete(Path(model).name, Path(model), None)
     problems = []
