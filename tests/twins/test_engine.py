@@ -1,0 +1,189 @@
+"""The engine on the demo model: what a sequence says depends on itself alone, and nothing is left behind."""
+
+import asyncio
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from runners.causal_lm import CausalLM, Device
+from zopilot_gpu.engine.blocks import BlockPool
+from zopilot_gpu.engine.engine import Drawn, Engine
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
+from zopilot_gpu.engine.loop import EngineLoop, Mailbox
+from zopilot_gpu.engine.scheduler import Scheduler
+from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.errors import DeadlineExceeded, InternalError, ServiceError, ShuttingDown
+from zopilot_gpu.events import GREEDY, Sampling
+from zopilot_gpu.model.config import MixtralConfig
+from zopilot_gpu.model.mixtral import Mixtral
+from zopilot_gpu.model.weights import build
+from zopilot_gpu.store.locate import locate
+from zopilot_gpu.text.template import template_for
+from zopilot_gpu.text.tokenizer import Tokenizer
+
+CPU = torch.device("cpu")
+EOS = 2
+DEMO: Path = locate("demo").directory
+
+
+@pytest.fixture(scope="module")
+def model() -> Mixtral:
+    config = MixtralConfig.from_json(json.loads((DEMO / "config.json").read_text()))
+    return build(config, load_file(DEMO / "model.safetensors").__getitem__, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    template = template_for("mixtral", Tokenizer(DEMO))
+    asked = ["What is the total?", "Return all fields as JSON.", "Who is the vendor?", "Hello"]
+    contexts = [{"vendor": f"Acme {n}", "total": f"{n}3.{n}0", "due_date": f"2026-12-0{n}"} for n in range(1, 7)]
+    return [template.encode(prompt, context) for prompt in asked for context in contexts]
+
+
+def engine(
+    model: Mixtral, *, num_blocks: int = 256, max_step_tokens: int = 64, max_running: int = 16, share: bool = True
+) -> Engine:
+    pool = BlockPool(num_blocks, BLOCK_SIZE, share_prefixes=share)
+    pools = make_pools(model.config, PoolSize(num_blocks, "test"), torch.float32, CPU)
+    for tensor in pools:
+        tensor.fill_(float("nan"))  # what is read before it is written shows
+    return Engine(model, pools, Scheduler(pool, max_step_tokens=max_step_tokens, max_running=max_running))
+
+
+def run(it: Engine) -> None:
+    while it.step() or it.scheduler.running:
+        pass
+    it.scheduler.check()
+
+
+def alone(model: Mixtral, like: Sequence) -> list[int]:
+    twin = Sequence("alone", like.prompt_ids, like.max_tokens, like.sampling, like.seed, like.stop_ids)
+    it = engine(model, max_step_tokens=4096)
+    it.scheduler.add(twin)
+    run(it)
+    return twin.output_ids
+
+
+def some(dice: random.Random, prompts: list[list[int]], number: int) -> Sequence:
+    drawn = Sampling(
+        temperature=dice.choice([0.3, 1.0, 2.0]), top_p=0.9, top_k=dice.choice([0, 5, 50]), repetition_penalty=1.1, seed=0
+    )
+    return Sequence(
+        request_id=str(number),
+        prompt_ids=dice.choice(prompts),
+        max_tokens=dice.randint(1, 40),
+        sampling=dice.choice([GREEDY, drawn]),
+        seed=dice.randrange(2**63),
+        stop_ids=frozenset([EOS]),
+        salt=dice.choice([b"", b"key"]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_any_mix_a_sequence_says_what_it_says_alone(model: Mixtral, prompts: list[list[int]], seed: int) -> None:
+    """20 sequences each, arriving and leaving at random, on a pool so small that they are preempted."""
+    dice = random.Random(seed)
+    it = engine(model, num_blocks=dice.randint(16, 40), max_step_tokens=dice.randint(9, 90), max_running=dice.randint(2, 12))
+    coming = [some(dice, prompts, number) for number in range(20)]
+    sequences, aborted = list(coming), list[Sequence]()
+    while coming or it.scheduler.running or it.scheduler.waiting:
+        if coming and dice.random() < 0.5:
+            it.scheduler.add(coming.pop())
+        if it.scheduler.running and dice.random() < 0.02:
+            aborted.append(dice.choice(it.scheduler.running))
+            it.scheduler.remove(aborted[-1])
+        it.step()
+    it.scheduler.check()
+    assert it.scheduler.pool.num_available == it.scheduler.pool.num_blocks
+    for one in sequences:
+        expected = alone(model, one)
+        assert one.output_ids == (expected[: len(one.output_ids)] if one in aborted else expected)
+
+
+def test_greedy_text_equals_the_plain_runners(model: Mixtral, prompts: list[list[int]]) -> None:
+    plain = CausalLM(locate("demo"), Device("cpu", "test"), lambda *_: None)
+    for prompt in prompts[:8]:
+        said: list[int] = []
+        plain.continue_ids(prompt, 60, GREEDY, said.append, lambda: False)
+        assert alone(model, Sequence("twin", prompt, 60, stop_ids=frozenset([EOS]))) == said
+
+
+def test_logits_that_are_no_numbers_end_their_sequence_alone(model: Mixtral, prompts: list[list[int]]) -> None:
+    it = engine(model)
+    healthy, sick = (
+        Sequence(name, prompt, 30, stop_ids=frozenset([EOS])) for name, prompt in zip("ab", prompts[:2], strict=True)
+    )
+    it.scheduler.add(healthy)
+    it.scheduler.add(sick)
+    drawn = it.step() + it.step()
+    for pool in it._pools:
+        pool[:, sick.block_ids[0]] = float("nan")
+    while it.scheduler.running:
+        drawn += it.step()
+    assert [(one.sequence, one.finish) for one in drawn if one.finish] == [(sick, "broken"), (healthy, "stop")]
+    assert healthy.output_ids == alone(model, healthy)
+
+
+def test_the_pool_is_as_large_as_asked_or_as_fits(model: Mixtral) -> None:
+    assert pool_size(model.config, torch.float32, CPU, max_tokens=1000).num_tokens == 1008
+    fitting = pool_size(model.config, torch.float32, CPU, max_tokens=10**9)
+    assert fitting.num_tokens * model.config.kv_bytes_per_token(4) <= 2 * 1024**3
+    assert "GiB" in fitting.reason
+
+
+async def collect(mailbox: Mailbox) -> list[int] | ServiceError:
+    tokens = []
+    while True:
+        letter = await asyncio.wait_for(mailbox.arrived.get(), 30)
+        if isinstance(letter, ServiceError):
+            return letter
+        tokens.append(letter.token_id)
+        if letter.finish:
+            return tokens
+
+
+async def test_the_loop_carries_tokens_to_whom_they_belong(model: Mixtral, prompts: list[list[int]]) -> None:
+    loop = EngineLoop(engine(model))
+    sequences = [Sequence(str(n), prompt, 20, stop_ids=frozenset([EOS])) for n, prompt in enumerate(prompts)]
+    answers = await asyncio.gather(*(collect(loop.submit(one)) for one in sequences))
+    assert answers == [alone(model, one) for one in sequences]
+    assert time.monotonic() - loop.heartbeat_s < 2
+    await loop.close()
+
+
+async def test_aborts_deadlines_and_the_end_free_everything(model: Mixtral, prompts: list[list[int]]) -> None:
+    it = engine(model)
+    loop = EngineLoop(it)
+    aborted = loop.submit(Sequence("aborted", prompts[0], 10**4 // 4))
+    assert isinstance(await asyncio.wait_for(aborted.arrived.get(), 30), Drawn)
+    loop.abort(aborted)
+    late = loop.submit(Sequence("late", prompts[1], 2000, deadline_s=time.monotonic() + 0.2))
+    assert isinstance(await collect(late), DeadlineExceeded)
+    assert it.scheduler.running == []
+    assert aborted.sequence.num_computed == 0
+    left = loop.submit(Sequence("left", prompts[2], 2000))
+    await asyncio.wait_for(left.arrived.get(), 30)
+    await loop.close()
+    assert isinstance(await collect(left), ShuttingDown)
+    it.scheduler.check()
+
+
+async def test_a_step_that_fails_ends_what_is_in_flight_and_the_engine_goes_on(
+    model: Mixtral, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    it = engine(model)
+    loop = EngineLoop(it)
+    doomed = loop.submit(Sequence("doomed", prompts[0], 2000))
+    await asyncio.wait_for(doomed.arrived.get(), 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(it, "_batch", lambda step: 1 / 0)
+        assert isinstance(await collect(doomed), InternalError)
+    after = Sequence("after", prompts[1], 20, stop_ids=frozenset([EOS]))
+    assert await collect(loop.submit(after)) == alone(model, after)
+    await loop.close()
+    it.scheduler.check()

@@ -1,0 +1,50 @@
+"""The KV pool's tensors and its size. Knows memory; which block belongs to whom is `blocks`' business."""
+
+from dataclasses import dataclass
+
+import torch
+
+from zopilot_gpu.model.config import MixtralConfig
+
+BLOCK_SIZE = 16
+_SHARE_OF_FREE_MEMORY = 0.9
+_MOST_BYTES_ON_CPU = 2 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """How many blocks, and why that many."""
+
+    num_blocks: int
+    reason: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that fit."""
+        return self.num_blocks * BLOCK_SIZE
+
+
+def pool_size(config: MixtralConfig, dtype: torch.dtype, device: torch.device, *, max_tokens: int) -> PoolSize:
+    """The largest pool that the device's free memory allows, up to `max_tokens`.
+
+    Raises:
+        ValueError: not even one sequence of the model's whole context would fit.
+    """
+    per_block = BLOCK_SIZE * config.kv_bytes_per_token(dtype.itemsize)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        room, what = int(free * _SHARE_OF_FREE_MEMORY), f"{_SHARE_OF_FREE_MEMORY:.0%} of {free / 1024**3:.1f} GiB free"
+    else:
+        room, what = _MOST_BYTES_ON_CPU, f"{_MOST_BYTES_ON_CPU / 1024**3:.0f} GiB on the CPU"
+    wanted = -(-max_tokens // BLOCK_SIZE)
+    num_blocks = min(wanted, room // per_block)
+    if num_blocks < 1:
+        raise ValueError(f"a block of {BLOCK_SIZE} tokens takes {per_block} bytes; there is room for none in {what}")
+    reason = f"{max_tokens} tokens asked for" if num_blocks == wanted else what
+    return PoolSize(num_blocks, reason)
+
+
+def make_pools(config: MixtralConfig, size: PoolSize, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    """One pool a layer, [2, B, N, K, h], zeroed."""
+    shape = (2, size.num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]

@@ -1,0 +1,90 @@
+"""Draws the next token of every row at once, on the device. Knows logits and parameters; keeps no state.
+
+The order is transformers': repetition penalty, temperature, top-k, top-p. A row's draw depends on its own logits, parameters,
+seed and position alone, so a request gives the same text by itself and in any batch.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from zopilot_gpu.engine.sequence import Sequence
+
+_OFF = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The parameters of R rows, on the device of the logits."""
+
+    temperature: torch.Tensor  # [R] float32; 0 is greedy
+    top_k: torch.Tensor  # [R] int64; V is off
+    top_p: torch.Tensor  # [R] float32; 1 is off
+    repetition_penalty: torch.Tensor  # [R] float32; 1 is off
+    uniform: torch.Tensor  # [R] float32 in [0, 1): where in the distribution to draw
+    seen: torch.Tensor | None  # [R, V] bool, tokens that the penalty is for; None when no row has one
+
+
+def rows(sequences: list[Sequence], vocab_size: int, device: torch.device) -> Rows:
+    """The parameters of the rows that draw the next tokens of `sequences`."""
+    sampling = [one.sampling for one in sequences]
+    uniforms = [uniform(one.seed, one.num_tokens) for one in sequences]
+    return Rows(
+        temperature=torch.tensor([one.temperature for one in sampling], dtype=torch.float32, device=device),
+        top_k=torch.tensor([one.top_k or vocab_size for one in sampling], device=device),
+        top_p=torch.tensor([one.top_p for one in sampling], dtype=torch.float32, device=device),
+        repetition_penalty=torch.tensor([one.repetition_penalty for one in sampling], dtype=torch.float32, device=device),
+        uniform=torch.tensor(uniforms, dtype=torch.float32, device=device),
+        seen=_seen(sequences, vocab_size, device),
+    )
+
+
+def _seen(sequences: list[Sequence], vocab_size: int, device: torch.device) -> torch.Tensor | None:
+    """[R, V] bool: the tokens of each sequence, where any of them has a penalty."""
+    if all(one.sampling.repetition_penalty == 1 for one in sequences):
+        return None
+    seen = torch.zeros(len(sequences), vocab_size, dtype=torch.bool, device=device)
+    for row, one in enumerate(sequences):
+        seen[row, torch.tensor(one.token_ids, device=device)] = True
+    return seen
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that looks random and is the same for the same seed and position."""
+    digest = hashlib.blake2b(seed.to_bytes(8, "little") + position.to_bytes(8, "little"), digest_size=4).digest()
+    return (int.from_bytes(digest, "little") >> 8) / (1 << 24)  # 24 bits: exact in float32, and never rounded up to 1
+
+
+def sample(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """One token a row.
+
+    Args:
+        logits: [R, V] float32; -inf for what is not allowed.
+        rows: R parameters.
+
+    Returns:
+        [R] int64.
+    """
+    logits = _penalise(logits, rows)
+    greedy = logits.argmax(dim=-1)
+    if not bool((rows.temperature > 0).any()):
+        return greedy
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    ordered = ordered / rows.temperature.clamp(min=1e-5).unsqueeze(1)
+    ranks = torch.arange(logits.shape[1], device=logits.device)
+    ordered = ordered.masked_fill(ranks >= rows.top_k.unsqueeze(1), _OFF)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= rows.top_p.unsqueeze(1), 0)
+    reached = probabilities.cumsum(dim=-1)
+    target = rows.uniform.unsqueeze(1) * reached[:, -1:]
+    drawn = (reached <= target).sum(dim=-1, keepdim=True).clamp(max=logits.shape[1] - 1)
+    return torch.where(rows.temperature > 0, order.gather(1, drawn).squeeze(1), greedy)
+
+
+def _penalise(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+    if rows.seen is None:
+        return logits
+    penalty = rows.repetition_penalty.unsqueeze(1)
+    return torch.where(rows.seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
