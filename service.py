@@ -10,8 +10,8 @@ from typing import Any
 import bentoml
 from starlette.responses import Response
 
+from runners.background import BackgroundRunner
 from runners.base import Runner
-from runners.plain import PlainRunner
 from zopilot_gpu import log
 from zopilot_gpu.api import health, prompt
 from zopilot_gpu.api.gate import Gate
@@ -37,7 +37,7 @@ class ZopilotGPU:
     def __init__(self) -> None:
         self._settings = load_settings()
         log.configure(self._settings.log_level)
-        self._runner = PlainRunner(self._settings)
+        self._runner = BackgroundRunner(self._settings)
         _made.append(self._runner)
 
     @bentoml.api(route="/prompt", input_spec=PromptRequest, output_spec=PromptResponse)

@@ -1,11 +1,12 @@
-"""What the API needs of a runner, and nothing else. Knows jobs and events; refuses HTTP and tensors."""
+"""What the API needs of a runner, and what a runner needs of a backend. Knows jobs and events; refuses HTTP and tensors."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from zopilot_gpu.events import Event, Job
 
+Progress = Callable[[str, float], None]  # told a word and a share, 0 to 1, as loading goes on
 Phase = Literal["loading", "ready", "failed", "closed"]
 
 
@@ -13,8 +14,9 @@ Phase = Literal["loading", "ready", "failed", "closed"]
 class RunnerState:
     """A snapshot of a runner, cheap to take.
 
-    `step` says in a word what loading is doing; `progress` is its share done, 0 to 1. `problem` is the operator's
-    sentence when `phase` is `failed`. Memory is that of the device, in bytes; 0 where it has none of its own.
+    `step` says in a word what loading is doing; `progress` is its share done, 0 to 1. `runner` is the backend and `why` the
+    reason it was chosen. `problem` is the operator's sentence when `phase` is `failed`. Memory is that of the device, in
+    bytes; 0 where it has none of its own.
     """
 
     phase: Phase
@@ -25,6 +27,8 @@ class RunnerState:
     num_running: int
     num_waiting: int
     max_waiting: int
+    runner: str | None = None
+    why: str | None = None
     load_s: float | None = None
     problem: str | None = None
     gpu_name: str | None = None
@@ -54,4 +58,36 @@ class Runner(Protocol):
 
     async def close(self) -> None:
         """Ends all work and gives the device's memory back. Jobs in flight fail as `ShuttingDown`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """A snapshot of a backend; see `RunnerState`. `problem` is set once it can't answer any more."""
+
+    num_running: int
+    num_waiting: int
+    problem: str | None = None
+    gpu_name: str | None = None
+    memory_used_bytes: int = 0
+    memory_total_bytes: int = 0
+
+
+class Backend(Protocol):
+    """A loaded model and its way of running jobs. Lives on one event loop."""
+
+    def state(self) -> BackendState:
+        """How it is. Never blocks and never calls the device."""
+        ...
+
+    def refuse_when_full(self) -> None:
+        """Raises `Overloaded` where `generate` would."""
+        ...
+
+    def generate(self, job: Job, ids: list[int], max_tokens: int) -> AsyncGenerator[Event, None]:
+        """The events of a job whose prompt is `ids`; see `Runner.generate`."""
+        ...
+
+    async def close(self) -> None:
+        """See `Runner.close`."""
         ...

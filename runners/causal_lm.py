@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,42 +15,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
+from runners.base import Progress
+from runners.device import Device
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.events import Sampling
 from zopilot_gpu.store.locate import Located
 
-Progress = Callable[[str, float], None]
 _KEPT_IN_BF16 = ["gate", "lm_head"]  # the router and the head decide; 4 bits would change which expert and which token
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """Where a model runs, and why there."""
-
-    name: str
-    reason: str
-
-
-def choose_device(wanted: str) -> Device:
-    """Resolves `auto`, `cuda` or `cpu`.
-
-    Raises:
-        ModelUnavailable: `cuda` was asked for and torch can't use it.
-    """
-    if wanted == "cpu":
-        return Device("cpu", "ZOPILOT_GPU_DEVICE=cpu")
-    if not torch.cuda.is_available():
-        if wanted == "cuda":
-            raise ModelUnavailable(detail="ZOPILOT_GPU_DEVICE=cuda, but torch finds no usable GPU and driver.")
-        return Device("cpu", "torch finds no usable GPU")
-    major, minor = torch.cuda.get_device_capability()
-    built_for = torch.cuda.get_arch_list()
-    if not any(arch.startswith(f"sm_{major}") for arch in built_for):
-        raise ModelUnavailable(
-            detail=f"{torch.cuda.get_device_name()} is sm_{major}{minor}; torch {torch.__version__} was built for "
-            f"{', '.join(built_for)}. Use the image that is built for this card."
-        )
-    return Device("cuda", "torch finds a GPU")
 
 
 class CausalLM:
@@ -126,13 +96,6 @@ class CausalLM:
             eos_token_id=self.eos_ids or None,
             pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
         )
-
-    def memory_bytes(self) -> tuple[str | None, int, int]:
-        """(name, used, total) of the GPU; (None, 0, 0) on the CPU."""
-        if self.device.name == "cpu":
-            return None, 0, 0
-        free, total = torch.cuda.mem_get_info()
-        return torch.cuda.get_device_name(), total - free, total
 
 
 class _Streamer(BaseStreamer):

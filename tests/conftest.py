@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from runners.plain import BEFORE_TORCH
+from runners.background import BEFORE_TORCH
 
 for name, value in BEFORE_TORCH.items():  # as the runner does
     os.environ.setdefault(name, value)

@@ -3,8 +3,9 @@
 The floors, from the ground up; imports only go down (`tests/house/test_floors.py` holds it):
 
     0  settings errors events log      standard library, pydantic and structlog only
-    2  store  text                     files and token ids; strangers to each other
-    3  runners/                        the only place where store, text and the model meet
+    1  model                           tensors in, tensors out
+    2  engine  store  text             token ids, files, text; strangers to each other
+    3  runners/                        the only place where store, text, engine and model meet
     4  api                             HTTP; never sees torch
     5  cli  demo  (service.py)         what a person starts
 """

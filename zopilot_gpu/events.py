@@ -27,7 +27,7 @@ GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, seed=No
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One validated request. `deadline_s` is a reading of `time.monotonic()`."""
+    """One validated request. `deadline_s` is a reading of `time.monotonic()`; what one `owner` leaves, no other finds."""
 
     request_id: str
     prompt: str
@@ -36,6 +36,7 @@ class Job:
     sampling: Sampling
     stop: tuple[str, ...]
     deadline_s: float
+    owner: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

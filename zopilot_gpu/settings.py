@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     allow_download: bool = Field(
         default=False, description="`true` downloads a model that is not in the cache. Otherwise its absence is an error."
     )
+    runner: Literal["auto", "mixtral", "plain"] = Field(
+        default="auto",
+        description="`mixtral`: many requests at once; `plain`: any model, one at a time. `auto`: the first where it can.",
+    )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="Where the model runs. `auto`: the GPU when torch can use one, else the CPU."
     )

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,11 @@ def test_nothing_of_a_request_reaches_the_log_but_its_line(talkative: Server) ->
         client.post("/prompt", json={"prompt": [canaries[0]], canaries[1]: canaries[2]})
         client.post("/prompt", content=canaries[0], headers={"Content-Type": "application/json"})
         client.post(f"/nothing?key={canaries[3]}", headers={"X-API-Key": canaries[4], "Cookie": canaries[5]})
-    log = talkative.log.read_text()
+    for _ in range(40):  # the line follows the answer
+        log = talkative.log.read_text()
+        if '"path": "/nothing"' in log:
+            break
+        time.sleep(0.05)
     assert '"path": "/nothing"' in log
     assert '"level": "debug"' in log
     assert len(canaries) > 10

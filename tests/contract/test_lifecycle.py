@@ -33,7 +33,7 @@ def test_anonymous_use_can_be_allowed_on_purpose(serve: Serve, tiny_llama: Path)
 
 
 def test_while_the_model_loads_the_port_answers_and_says_so(serve: Serve, tiny_mixtral: Path) -> None:
-    with serve(ready=False, ZOPILOT_GPU_MODEL=str(tiny_mixtral)) as server:
+    with serve(ready=False, ZOPILOT_GPU_MODEL=str(tiny_mixtral), ZOPILOT_GPU_RUNNER="plain") as server:
         health = server.wait_for(lambda health: health["status"] == "loading", timeout_s=10)
         assert 0 <= health["model"]["progress"] < 1
         with server.client() as client:

@@ -21,7 +21,7 @@ LONG = SHORT | {"max_tokens": 3000}
 @pytest.fixture(scope="module")
 def server(serve: Serve, tiny_mixtral: Path) -> Iterator[Server]:
     """A service that can talk for a long time to one caller while eight wait."""
-    with serve(ZOPILOT_GPU_MODEL=str(tiny_mixtral), ZOPILOT_GPU_MAX_WAITING="8") as server:
+    with serve(ZOPILOT_GPU_MODEL=str(tiny_mixtral), ZOPILOT_GPU_RUNNER="plain", ZOPILOT_GPU_MAX_WAITING="8") as server:
         yield server
 
 

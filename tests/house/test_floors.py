@@ -128,7 +128,7 @@ def test_the_walk_sees_the_whole_tree() -> None:
         "zopilot_gpu.api.gate",
         "zopilot_gpu.store.locate",
     } <= set(known)
-    assert {"runners.causal_lm", "torch", "zopilot_gpu.text.template"} <= set(
+    assert {"runners.causal_lm", "torch", "zopilot_gpu.text.answer"} <= set(
         imports_of("runners.plain", known["runners.plain"], known)
     )
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runners.causal_lm import CausalLM, Device
+from runners.causal_lm import CausalLM
+from runners.device import Device
 from zopilot_gpu.model import nf4
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.config import MixtralConfig

@@ -41,15 +41,16 @@ class Auth:
             return
         key = _sent_key(Headers(scope=scope))
         info = request.current()
-        info.authorised = not self._digests or (key is not None and self._is_valid(key))
+        digest = _digest(key or b"")
+        info.authorised = not self._digests or (key is not None and self._is_valid(digest))
+        info.owner = digest if self._digests else b""
         if info.authorised or scope["path"] in self._open_paths:
             await self.app(scope, receive, send)
         else:
             refusal = Unauthorised() if key is None else Forbidden()
             await ErrorResponse(refusal)(scope, receive, send)
 
-    def _is_valid(self, key: bytes) -> bool:
-        digest = _digest(key)
+    def _is_valid(self, digest: bytes) -> bool:
         # NOTE: no early exit; every digest is compared, in constant time, whichever matches.
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 

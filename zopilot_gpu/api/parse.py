@@ -77,6 +77,7 @@ def job_of(request: PromptRequest, info: RequestInfo, timeout_s: float) -> Job:
         ),
         stop=tuple(request.stop),
         deadline_s=info.arrived_s + timeout_s,
+        owner=info.owner,
     )
 
 

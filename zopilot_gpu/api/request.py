@@ -14,11 +14,12 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(slots=True)
 class RequestInfo:
-    """Who asks, since when (`time.monotonic()`), and whether the key was right."""
+    """What is known of it: since when it is here (`time.monotonic()`), whether the key was right, and whose that is."""
 
     request_id: str
     arrived_s: float = field(default_factory=time.monotonic)
     authorised: bool = False
+    owner: bytes = b""
 
 
 _current: ContextVar[RequestInfo] = ContextVar("zopilot_gpu_request")

@@ -8,7 +8,7 @@ from zopilot_gpu.model.config import MixtralConfig
 
 BLOCK_SIZE = 16
 _SHARE_OF_FREE_MEMORY = 0.9
-_MOST_BYTES_ON_CPU = 2 * 1024**3
+_MOST_BYTES_ON_CPU = 256 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def pool_size(config: MixtralConfig, dtype: torch.dtype, device: torch.device, *
         free, _ = torch.cuda.mem_get_info(device)
         room, what = int(free * _SHARE_OF_FREE_MEMORY), f"{_SHARE_OF_FREE_MEMORY:.0%} of {free / 1024**3:.1f} GiB free"
     else:
-        room, what = _MOST_BYTES_ON_CPU, f"{_MOST_BYTES_ON_CPU / 1024**3:.0f} GiB on the CPU"
+        room, what = _MOST_BYTES_ON_CPU, f"{_MOST_BYTES_ON_CPU / 1024**2:.0f} MiB on the CPU"
     wanted = -(-max_tokens // BLOCK_SIZE)
     num_blocks = min(wanted, room // per_block)
     if num_blocks < 1:

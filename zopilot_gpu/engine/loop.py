@@ -30,11 +30,11 @@ class Mailbox:
 
 
 class EngineLoop:
-    """Steps an engine for one event loop. Make it on that loop; it starts at once."""
+    """Steps an engine for one event loop, from when it is made."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, event_loop: asyncio.AbstractEventLoop) -> None:
         self._engine = engine
-        self._event_loop = asyncio.get_running_loop()
+        self._event_loop = event_loop
         self._inbox: deque[tuple[str, Mailbox]] = deque()
         self._mail: dict[int, Mailbox] = {}  # by id(sequence); the thread's own
         self._work = threading.Event()

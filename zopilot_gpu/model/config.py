@@ -55,6 +55,13 @@ class MixtralConfig:
             tie_embeddings=config.get("tie_word_embeddings", False),
         )
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights in all: 46.7e9 for Mixtral-8x7B."""
+        width, heads = self.hidden_size, (self.num_heads + self.num_kv_heads) * self.head_dim
+        experts = self.num_experts * (3 * width * self.intermediate_size + width)
+        return self.num_layers * (2 * width * heads + experts + 2 * width) + 2 * self.vocab_size * width + width
+
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes that one token takes in the KV pool, over all layers: 131,072 for Mixtral-8x7B in bf16."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from runners.causal_lm import CausalLM, Device, choose_device
+from runners.causal_lm import CausalLM
+from runners.device import Device, choose_device, memory_bytes
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.events import GREEDY, Sampling
 from zopilot_gpu.store.locate import Located
@@ -101,7 +102,7 @@ def test_the_head_of_another_architecture_is_not_packed(llama: CausalLM) -> None
 def test_window_and_end_of_sequence_are_the_models_own(lm: CausalLM) -> None:
     assert lm.max_context_tokens == lm._model.config.max_position_embeddings
     assert lm.eos_ids == [2]
-    assert lm.memory_bytes() == (None, 0, 0)
+    assert memory_bytes(Device("cpu", "test")) == (None, 0, 0)
     assert not lm._model.training
 
 

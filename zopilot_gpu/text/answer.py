@@ -1,0 +1,48 @@
+"""The tokens of one answer as text: what may be sent by now, and whether it has ended."""
+
+from collections.abc import Collection, Sequence
+
+from zopilot_gpu.events import Done, FinishReason, Usage
+from zopilot_gpu.text.detokenize import Detokenizer, StopStrings
+from zopilot_gpu.text.tokenizer import Tokenizer
+
+
+class Answer:
+    """Takes token ids one by one, gives out text that is final.
+
+    Args:
+        tokenizer: of the model that answers.
+        eos_ids: tokens that end the answer and are no part of its text.
+        stop: strings that do the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, eos_ids: Collection[int], stop: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(tokenizer.decode)
+        self._stops = StopStrings(stop)
+        self._special_ids = tokenizer.special_ids
+        self._eos_ids = frozenset(eos_ids)
+        self._num_tokens = 0
+        self._ended = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string or an end-of-sequence token has come: more tokens say nothing."""
+        return self._ended or self._stops.hit
+
+    def push(self, token_id: int) -> str:
+        """The text that is final with this token, often none."""
+        self._num_tokens += 1
+        if token_id in self._eos_ids:
+            self._ended = True
+        elif token_id not in self._special_ids:
+            return self._stops.push(self._detokenizer.push(token_id))
+        return ""
+
+    def flush(self) -> str:
+        """What was held back, once no more tokens come."""
+        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+
+    def done(self, num_prompt_tokens: int, num_cached_tokens: int = 0) -> Done:
+        """The last event of the answer."""
+        reason: FinishReason = "stop" if self.stopped else "length"
+        return Done(reason, Usage(num_prompt_tokens, num_cached_tokens, self._num_tokens))
