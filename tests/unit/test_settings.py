@@ -40,6 +40,7 @@ def test_defaults() -> None:
         "hf_home": None,
         "hf_token": None,
         "allow_download": False,
+        "runner": "auto",
         "device": "auto",
         "max_context_tokens": 32768,
         "max_waiting": 32,
