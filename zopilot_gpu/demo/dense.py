@@ -18,13 +18,9 @@ from transformers import AttentionInterface, MixtralForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
+from zopilot_gpu.model import nf4
+
 CAUSAL = "causal_only"  # an attention for right-padded batches: no mask tensor, so the fused kernel is used
-BLOCK = 64
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
 
 
 def _forward(block: MixtralSparseMoeBlock, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,11 +49,7 @@ def make_dense(model: MixtralForCausalLM) -> None:
 
 def to_nf4(flat: Tensor) -> Tensor:
     """`flat` [n * 64] as NF4 would give it back: bf16, blocks of 64, each scaled by its largest magnitude."""
-    blocks = flat.bfloat16().float().view(-1, BLOCK)
-    scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-    levels = torch.tensor(NF4, device=flat.device)
-    nearest = torch.bucketize(blocks / scale, (levels[1:] + levels[:-1]) / 2)
-    return (levels[nearest] * scale).bfloat16().float().view(-1)
+    return nf4.quantise(flat.bfloat16().view(-1, nf4.BLOCK)).dequantise(torch.bfloat16).float().view(-1)
 
 
 def quantisable(model: MixtralForCausalLM) -> list[Tensor]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from zopilot_gpu.engine.blocks import BlockPool, OutOfBlocks, chunks_of
-from zopilot_gpu.engine.scheduler import Scheduler, TooLong
+from zopilot_gpu.engine.scheduler import Scheduled, Scheduler, TooLong
 from zopilot_gpu.engine.sequence import Sequence
 
 SIZE = 4
@@ -22,22 +22,25 @@ def sequence(length: int, max_tokens: int = 4, *, first: int = 0, salt: bytes = 
     return Sequence(f"{length}-{max_tokens}", [first, *range(1, length)], max_tokens, salt=salt)
 
 
-def run(it: Scheduler, *, most_steps: int = 10_000) -> list[Sequence]:
+def take(it: Scheduler, step: list[Scheduled]) -> list[Sequence]:
+    """What an engine does with a step: a token for each sequence that is due one; those that have their last are finished."""
+    due = [item.sequence for item in step if item.completes]
+    it.advance(step)
+    finished = []
+    for one in due:
+        one.output_ids.append(1000 + len(one.output_ids))
+        if len(one.output_ids) == one.max_tokens:
+            it.remove(one)
+            finished.append(one)
+    it.check()
+    return finished
+
+
+def run(it: Scheduler) -> list[Sequence]:
     """Steps until nothing is left; the finished sequences in order."""
     finished = []
-    for _ in range(most_steps):
-        step = it.schedule()
-        if not step:
-            break
-        ends = [item.completes for item in step]
-        it.advance(step)
-        for item, complete in zip(step, ends, strict=True):
-            if complete:
-                item.sequence.output_ids.append(1000 + len(item.sequence.output_ids))
-                if len(item.sequence.output_ids) == item.sequence.max_tokens:
-                    it.remove(item.sequence)
-                    finished.append(item.sequence)
-        it.check()
+    while step := it.schedule():
+        finished += take(it, step)
     return finished
 
 
@@ -181,16 +184,9 @@ def test_random_mixes_finish_in_full_and_leak_nothing(seed: int) -> None:
         assert sum(item.num_tokens for item in step) <= it._max_step_tokens
         assert len({id(item.sequence) for item in step}) == len(step)
         assert all(item.sequence in it.running for item in step)
-        ends = [item.completes for item in step]
-        it.advance(step)
-        for item, complete in zip(step, ends, strict=True):
-            if complete:
-                item.sequence.output_ids.append(1000 + len(item.sequence.output_ids))
-                if len(item.sequence.output_ids) == item.sequence.max_tokens:
-                    it.remove(item.sequence)
-                    live.remove(item.sequence)
-                    finished.append(item.sequence)
-        it.check()
+        for one in take(it, step):
+            live.remove(one)
+            finished.append(one)
         if not coming and not live:
             break
     assert len(finished) + len(aborted) == 25
