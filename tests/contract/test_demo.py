@@ -53,7 +53,7 @@ def test_without_a_context_it_says_what_it_is(demo: Server) -> None:
     assert "demo model" in ask(demo, "Hello!")
 
 
-def test_the_command_serves_asks_and_answers_within_ten_seconds() -> None:
+def test_the_command_serves_asks_and_answers_in_seconds() -> None:
     """What `make demo` runs once everything is set up."""
     executable = str(Path(sys.executable).with_name("zopilot-gpu"))
     env = {"PATH": os.environ["PATH"], "PORT": str(free_port()), "ZOPILOT_GPU_API_KEY": "mine,another"}
@@ -67,4 +67,4 @@ def test_the_command_serves_asks_and_answers_within_ten_seconds() -> None:
     assert "What is the total? -> 118.40\n" in said
     assert any(line.startswith("curl ") and "'X-API-Key: mine'" in line for line in said)
     print(f"\nfrom the command to the first answer: {took_s:.1f} s")  # noqa: T201
-    assert took_s < 10
+    assert took_s < 15  # 5 to 7 on two quiet cores
