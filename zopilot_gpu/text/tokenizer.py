@@ -18,10 +18,8 @@ class Tokenizer:
     """
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoTokenizer  # noqa: PLC0415  (heavy; not needed to import the service)
-
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(
+            tokenizer: Any = _loader(directory).from_pretrained(
                 directory, use_fast=True, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # a damaged file makes the libraries raise anything
@@ -49,3 +47,14 @@ class Tokenizer:
         turn = [{"role": "user", "content": text}]
         rendered: str = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         return rendered
+
+
+def _loader(directory: Path) -> Any:
+    """The class that reads `directory`. The automatic one, for sentencepiece, imports all of torch's compiler: two seconds."""
+    if (directory / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast  # noqa: PLC0415  (heavy; not needed to import the service)
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    return AutoTokenizer
