@@ -50,7 +50,7 @@ class Limits:
         except ClientGone:
             pass
         else:
-            await self.app(scope, _replay(body, receive), send)
+            await self.app(scope, replay_body(body, receive), send)
 
     def _check_headers(self, scope: Scope) -> None:
         headers = scope["headers"]
@@ -109,7 +109,8 @@ def _check_content_type(scope: Scope, body: bytes) -> None:
         raise InvalidRequest(415, "unsupported_encoding", "Send the body without a Content-Encoding.")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay_body(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives `body` in one piece, and then what `receive` gives."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

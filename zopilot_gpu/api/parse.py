@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zopilot_gpu.api.failures import ErrorResponse
+from zopilot_gpu.api.limits import replay_body
 from zopilot_gpu.api.request import RequestInfo
 from zopilot_gpu.api.schemas import PARSED, PromptRequest
 from zopilot_gpu.errors import InvalidRequest
@@ -34,7 +35,7 @@ class ParsePrompt:
             except InvalidRequest as refusal:
                 await ErrorResponse(refusal)(scope, receive, send)
                 return
-            receive = _with_empty_body(receive)
+            receive = replay_body(b"", receive)
         await self.app(scope, receive, send)
 
 
@@ -99,12 +100,3 @@ def _sentence(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])[:100]
     reason = "unknown field" if problem["type"] == "extra_forbidden" else problem["msg"]
     return f"{where}: {reason}" if where else str(reason)
-
-
-def _with_empty_body(receive: Receive) -> Receive:
-    first = [{"type": "http.request", "body": b"", "more_body": False}]
-
-    async def wrapped() -> Any:
-        return first.pop() if first else await receive()
-
-    return wrapped
