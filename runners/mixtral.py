@@ -31,7 +31,7 @@ from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import build
 from zopilot_gpu.settings import Settings
-from zopilot_gpu.store.locate import Located
+from zopilot_gpu.store.locate import Located, weight_files
 from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
@@ -130,9 +130,10 @@ def load(directory: Path, config: MixtralConfig, dtype: torch.dtype, device: tor
     Raises:
         ModelUnavailable: a file is damaged, or the files do not make the model that its config describes.
     """
+    paths = [directory / name for name in weight_files(directory)]
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, "pt")) for path in sorted(directory.glob("*.safetensors"))]
+            files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
             holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (a file is no mapping)
             taken = set[str]()
 
@@ -143,10 +144,20 @@ def load(directory: Path, config: MixtralConfig, dtype: torch.dtype, device: tor
                 tensor: torch.Tensor = holder[name].get_tensor(name)
                 return tensor
 
-            return build(config, get, dtype, device)
+            model = build(config, get, dtype, device)
+            _refuse_extra(set(holder) - taken, taken, config)
+            return model
     except torch.OutOfMemoryError as error:
         raise ModelUnavailable(detail=f"{directory.name} does not fit into the memory of {device}.") from error
     except ServiceError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise anything
         raise ModelUnavailable(detail=f"{directory} could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def _refuse_extra(left: set[str], taken: set[str], config: MixtralConfig) -> None:
+    """Raises ValueError for tensors that were not taken, but for a codebook (NF4's own) and a tied head (the embedding)."""
+    tied = {"lm_head.weight"} if config.tie_embeddings else set()
+    extra = sorted(left - {f"{name}.quant_map" for name in taken} - tied)
+    if extra:
+        raise ValueError(f"unexpected tensors: {', '.join(extra[:3])} ({len(extra)} in all)")

@@ -98,7 +98,7 @@ def _snapshots(folder: Path, revision: str | None) -> list[Path]:
 
 def _complete(name: str, directory: Path, revision: str | None) -> Located:
     config = _read_json(directory / "config.json")
-    missing = [file for file in _weight_files(directory) if not (directory / file).is_file()]
+    missing = [file for file in weight_files(directory) if not (directory / file).is_file()]
     if not any((directory / file).is_file() for file in _TOKENIZERS):
         missing.append(_TOKENIZERS[0])
     if missing:
@@ -109,7 +109,12 @@ def _complete(name: str, directory: Path, revision: str | None) -> Located:
     return Located(name, directory, revision, str(config.get("model_type", "")))
 
 
-def _weight_files(directory: Path) -> list[str]:
+def weight_files(directory: Path) -> list[str]:
+    """The names of the files that hold a checkpoint's weights: those of its index, or the one of a checkpoint without.
+
+    Raises:
+        ModelUnavailable: the index can't be read, or names anything but safetensors files beside it.
+    """
     if not (directory / _INDEX).is_file():
         return [_WEIGHTS]
     shards = _read_json(directory / _INDEX).get("weight_map")
