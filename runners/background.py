@@ -80,6 +80,7 @@ class BackgroundRunner:
             gpu_name=now.gpu_name,
             memory_used_bytes=now.memory_used_bytes,
             memory_total_bytes=now.memory_total_bytes,
+            engine=now.engine,
         )
         if now.problem and state.phase == "ready":
             return replace(state, phase="failed", step="failed", problem=now.problem)

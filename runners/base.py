@@ -11,6 +11,20 @@ Phase = Literal["loading", "ready", "failed", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done since it was made (`num_...`), and the tokens in its KV pool as of now."""
+
+    kv_tokens_total: int
+    kv_tokens_owned: int
+    kv_tokens_cached: int
+    num_steps: int
+    num_prefix_hits: int
+    num_preemptions: int
+    num_aborts: int
+    num_failures: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunnerState:
     """A snapshot of a runner, cheap to take.
 
@@ -34,6 +48,7 @@ class RunnerState:
     gpu_name: str | None = None
     memory_used_bytes: int = 0
     memory_total_bytes: int = 0
+    engine: EngineStats | None = None
 
 
 class Runner(Protocol):
@@ -71,6 +86,7 @@ class BackendState:
     gpu_name: str | None = None
     memory_used_bytes: int = 0
     memory_total_bytes: int = 0
+    engine: EngineStats | None = None
 
 
 class Backend(Protocol):

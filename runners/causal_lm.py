@@ -17,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from runners.base import Progress
 from runners.device import Device
+from zopilot_gpu.engine.grammar import Grammar, allow, open_masks
+from zopilot_gpu.engine.sampler import mask
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.events import Sampling
 from zopilot_gpu.store.locate import Located
@@ -58,6 +60,7 @@ class CausalLM:
             raise ModelUnavailable(detail=problem) from error
         self._model.eval()
         self.max_context_tokens: int = self._model.config.max_position_embeddings
+        self.vocab_size: int = self._model.config.vocab_size
         self.eos_ids = _as_ids(self._model.generation_config.eos_token_id, self._model.config.eos_token_id)
 
     def continue_ids(
@@ -67,8 +70,9 @@ class CausalLM:
         sampling: Sampling,
         on_token: Callable[[int], None],
         should_stop: Callable[[], bool],
+        grammar: Grammar | None = None,
     ) -> None:
-        """Generates up to `max_tokens` after `ids`. `should_stop` is asked after each `on_token`."""
+        """Generates up to `max_tokens` after `ids`, as `grammar` allows. `should_stop` is asked after each `on_token`."""
         if sampling.seed is None:
             torch.seed()
         else:
@@ -80,7 +84,7 @@ class CausalLM:
             generation_config=self._generation_config(max_tokens, sampling),
             use_model_defaults=False,
             streamer=_Streamer(on_token),
-            logits_processor=[_OnlyNumbers()],
+            logits_processor=[_OnlyNumbers(), *([_Follow(grammar, len(ids))] if grammar else [])],
             stopping_criteria=[_Stop(should_stop)],
         )
 
@@ -88,6 +92,7 @@ class CausalLM:
         drawn = sampling.temperature > 0
         return GenerationConfig(
             max_new_tokens=max_tokens,
+            min_new_tokens=min(sampling.min_tokens, max_tokens),
             do_sample=drawn,
             temperature=sampling.temperature if drawn else None,
             top_p=sampling.top_p if drawn else None,
@@ -120,6 +125,32 @@ class _OnlyNumbers(LogitsProcessor):
         if not bool(scores.amax(dim=-1).isfinite().all()):
             raise FloatingPointError("logits that are no numbers")
         return scores
+
+
+class _Follow(LogitsProcessor):
+    """Leaves the tokens that a grammar allows next, or the one that it forces."""
+
+    def __init__(self, grammar: Grammar, num_prompt_tokens: int) -> None:
+        self._grammar = grammar
+        self._num_known = num_prompt_tokens
+        self._forced: list[int] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        known = input_ids[0, self._num_known :].tolist()
+        self._num_known += len(known)
+        if self._forced:
+            self._forced.pop(0)
+        elif known:
+            self._grammar.accept(known)
+            self._forced = self._grammar.forced()
+            self._grammar.accept(self._forced)
+        masks = open_masks(1, scores.shape[1])
+        if self._forced:
+            masks[:] = 0
+            allow(masks, 0, self._forced[:1])
+        else:
+            self._grammar.fill(masks, 0)
+        return mask(scores, torch.from_numpy(masks).to(scores.device))
 
 
 class _Stop(StoppingCriteria):

@@ -6,9 +6,7 @@ text here, on the event loop.
 
 import asyncio
 import json
-import math
 import secrets
-import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,16 +14,18 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from runners.base import BackendState, Progress
+from runners.base import BackendState, EngineStats, Progress
 from runners.device import Device, compute_dtype, memory_bytes
+from runners.grammars import Grammars
+from runners.line import Admission
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
-from zopilot_gpu.engine.engine import Engine
+from zopilot_gpu.engine.engine import Engine, Finish
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, make_pools, pool_size
-from zopilot_gpu.engine.loop import EngineLoop
+from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.errors import ModelUnavailable, Overloaded, ServiceError
+from zopilot_gpu.errors import ModelUnavailable, ServiceError
 from zopilot_gpu.events import Event, Job, Text
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
@@ -39,7 +39,7 @@ _log = log.get(__name__)
 _MAX_RUNNING = 64
 _MAX_STEP_TOKENS = 512
 _POOL_TOKENS = 256 * 1024
-_SMOOTHING = 0.1
+_STALLED_S = 8.0  # no step of a healthy engine takes this long
 
 
 class MixtralBackend:
@@ -61,57 +61,79 @@ class MixtralBackend:
         size = pool_size(config, dtype, where, max_tokens=_POOL_TOKENS)
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
         _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
-        self._scheduler = Scheduler(
-            BlockPool(size.num_blocks, BLOCK_SIZE), max_step_tokens=_MAX_STEP_TOKENS, max_running=_MAX_RUNNING
-        )
-        engine = Engine(model, make_pools(config, size, dtype, where), self._scheduler)
+        pool = BlockPool(size.num_blocks, BLOCK_SIZE)
+        scheduler = Scheduler(pool, max_step_tokens=_MAX_STEP_TOKENS, max_running=_MAX_RUNNING)
+        engine = Engine(model, make_pools(config, size, dtype, where), scheduler)
         self._warm_up(engine, tokenizer)
+        self._engine = engine
         self._memory = memory_bytes(device)
         self._tokenizer = tokenizer
         self._eos_ids = frozenset([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
-        self._max_waiting = settings.max_waiting
-        self._num_in_flight = 0
-        self._turn_s = 1.0  # smoothed length of a generation, for Retry-After
+        self._grammars = Grammars(tokenizer, config.vocab_size, self._eos_ids)
+        self._admission = Admission(_MAX_RUNNING, size.num_tokens, settings.max_waiting, settings.max_waiting_tokens)
         self._loop = EngineLoop(engine, event_loop)
 
     def state(self) -> BackendState:
         """See `Backend.state`."""
-        num_running = min(self._num_in_flight, _MAX_RUNNING)
-        return BackendState(num_running, self._num_in_flight - num_running, None, *self._memory)
+        num_running = min(self._admission.num_in_flight, _MAX_RUNNING)
+        num_waiting = self._admission.num_in_flight - num_running
+        stalled_s = self._loop.stalled_s
+        problem = f"The engine has not moved for {stalled_s:.0f} s." if stalled_s > _STALLED_S else None
+        return BackendState(num_running, num_waiting, problem, *self._memory, engine=self._stats())
+
+    def _stats(self) -> EngineStats:
+        scheduler, pool, loop = self._engine.scheduler, self._engine.scheduler.pool, self._loop
+        return EngineStats(
+            kv_tokens_total=pool.num_blocks * pool.block_size,
+            kv_tokens_owned=(pool.num_blocks - pool.num_available) * pool.block_size,
+            kv_tokens_cached=pool.num_cached * pool.block_size,
+            num_steps=self._engine.num_steps,
+            num_prefix_hits=scheduler.num_prefix_hits,
+            num_preemptions=scheduler.num_preemptions,
+            num_aborts=loop.num_aborts,
+            num_failures=loop.num_failures,
+        )
 
     def refuse_when_full(self) -> None:
         """See `Backend.refuse_when_full`."""
-        num_waiting = self._num_in_flight - _MAX_RUNNING
-        if num_waiting >= self._max_waiting:
-            raise Overloaded(retry_after_s=math.ceil(self._turn_s * (num_waiting + 1) / _MAX_RUNNING))
+        self._admission.refuse_when_full()
 
     async def generate(self, job: Job, ids: list[int], max_tokens: int) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
-        self.refuse_when_full()
-        seed = secrets.randbits(63) if job.sampling.seed is None else job.sampling.seed
-        sequence = Sequence(
-            job.request_id, ids, max_tokens, job.sampling, seed, self._eos_ids, salt=job.owner, deadline_s=job.deadline_s
-        )
-        answer = Answer(self._tokenizer, self._eos_ids, job.stop)
-        mailbox = self._loop.submit(sequence)
-        self._num_in_flight += 1
-        began_s = time.monotonic()
-        try:
-            finished = False
-            while not (finished or answer.stopped):
-                drawn = await mailbox.arrived.get()
-                if isinstance(drawn, ServiceError):
-                    raise drawn
-                finished = drawn.finish is not None
-                if text := answer.push(drawn.token_id):
-                    yield Text(text)
-            if text := answer.flush():
+        with self._admission.enter(len(ids) + max_tokens):
+            grammar = await self._grammars.of(job.json_schema)
+            seed = secrets.randbits(63) if job.sampling.seed is None else job.sampling.seed
+            sequence = Sequence(
+                job.request_id,
+                ids,
+                max_tokens,
+                job.sampling,
+                seed,
+                self._eos_ids,
+                salt=job.owner,
+                deadline_s=job.deadline_s,
+                grammar=grammar,
+            )
+            mailbox = self._loop.submit(sequence)
+            try:
+                async for event in self._tell(mailbox, Answer(self._tokenizer, self._eos_ids, job.stop)):
+                    yield event
+            finally:
+                self._loop.abort(mailbox)
+
+    async def _tell(self, mailbox: Mailbox, answer: Answer) -> AsyncGenerator[Event, None]:
+        """The tokens of a mailbox as events."""
+        finish: Finish | None = None
+        while not (finish or answer.stopped):
+            drawn = await mailbox.arrived.get()
+            if isinstance(drawn, ServiceError):
+                raise drawn
+            finish = drawn.finish
+            if text := answer.push(drawn.token_ids):
                 yield Text(text)
-            yield answer.done(len(ids), sequence.num_cached)
-        finally:
-            self._loop.abort(mailbox)
-            self._num_in_flight -= 1
-            self._turn_s += _SMOOTHING * (time.monotonic() - began_s - self._turn_s)
+        if text := answer.flush():
+            yield Text(text)
+        yield answer.done(len(mailbox.sequence.prompt_ids), mailbox.sequence.num_cached, whole=finish == "stop")
 
     async def close(self) -> None:
         """See `Backend.close`."""

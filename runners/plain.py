@@ -10,14 +10,16 @@ backend and the fallback for architectures that have none.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from torch import OutOfMemoryError
 
 from runners.base import BackendState, Progress
 from runners.causal_lm import CausalLM
 from runners.device import Device, memory_bytes
+from runners.grammars import Grammars
 from runners.line import WaitingLine
 from zopilot_gpu import log
 from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
@@ -49,6 +51,7 @@ class PlainBackend:
         self.window = min(self._lm.max_context_tokens, settings.max_context_tokens)
         self._device = device
         self._tokenizer = tokenizer
+        self._grammars = Grammars(tokenizer, self._lm.vocab_size, self._lm.eos_ids)
         self._event_loop = event_loop
         self._line = WaitingLine(settings.max_waiting)
         self._stopping = threading.Event()
@@ -66,9 +69,11 @@ class PlainBackend:
 
     async def generate(self, job: Job, ids: list[int], max_tokens: int) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
+        grammar = await self._grammars.of(job.json_schema)
         await self._line.acquire(job.deadline_s)
         answer = Answer(self._tokenizer, self._lm.eos_ids, job.stop)
-        generation = _Generation(self._lm, answer, job, ids, max_tokens, self._stopping)
+        work = partial(self._lm.continue_ids, ids, max_tokens, job.sampling, grammar=grammar)
+        generation = _Generation(work, answer, job, len(ids), self._stopping)
         self._start(generation)
         try:
             async for event in generation.events():
@@ -109,9 +114,9 @@ class _Generation:
     """One job on the thread, and its events on the way to the loop."""
 
     def __init__(
-        self, lm: CausalLM, answer: Answer, job: Job, ids: list[int], max_tokens: int, stopping: threading.Event
+        self, work: Callable[..., None], answer: Answer, job: Job, num_prompt_tokens: int, stopping: threading.Event
     ) -> None:
-        self._lm, self._answer, self._job, self._ids, self._max_tokens = lm, answer, job, ids, max_tokens
+        self._work, self._answer, self._job, self._num_prompt_tokens = work, answer, job, num_prompt_tokens
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
         self._stopping = stopping
@@ -136,20 +141,20 @@ class _Generation:
         if self._cancelled.is_set():
             return
         try:
-            self._lm.continue_ids(self._ids, self._max_tokens, self._job.sampling, self._on_token, self._should_stop)
+            self._work(on_token=self._on_token, should_stop=self._should_stop)
             self._send_text(self._answer.flush())
-            self._send(self._answer.done(len(self._ids)))
+            self._send(self._answer.done(self._num_prompt_tokens))
         except ServiceError as error:
             self._send(error)
         except OutOfMemoryError:
-            _log.warning("out_of_memory", num_prompt_tokens=len(self._ids))
+            _log.warning("out_of_memory", num_prompt_tokens=self._num_prompt_tokens)
             self._send(OutOfMemory(retry_after_s=_RETRY_S))
         except Exception as error:  # noqa: BLE001  (a border: this thread outlives every job)
             _log.error("generation_failed", exc_info=error)
             self._send(InternalError())
 
     def _on_token(self, token_id: int) -> None:
-        self._send_text(self._answer.push(token_id))
+        self._send_text(self._answer.push([token_id]))
 
     def _should_stop(self) -> bool:
         if self._stopping.is_set():

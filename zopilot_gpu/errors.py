@@ -10,6 +10,8 @@
     ├── OutOfMemory                  out_of_memory               503 + Retry-After
     ├── ShuttingDown                 shutting_down               503 + Retry-After
     ├── DeadlineExceeded             deadline_exceeded           504
+    ├── OutputTruncated              output_truncated            422
+    ├── OutputInvalid                output_invalid              500
     └── InternalError                internal_error              500
 
 `message` is a fixed sentence that is safe to send to a caller. What only the operator may read (paths, causes) travels in
@@ -108,6 +110,24 @@ class DeadlineExceeded(ServiceError):
     code = "deadline_exceeded"
     status = 504
     message = "The request took longer than the service allows."
+
+
+class OutputTruncated(ServiceError):
+    """An answer that had to keep a schema was cut before it was whole."""
+
+    code = "output_truncated"
+    status = 422
+    message = (
+        "The answer was cut before its JSON was complete. Allow more max_tokens, or bound the schema's strings and arrays."
+    )
+
+
+class OutputInvalid(ServiceError):
+    """An answer does not keep the schema that it was written under: a fault of ours."""
+
+    code = "output_invalid"
+    status = 500
+    message = "The answer did not keep the schema, and was withheld."
 
 
 class InternalError(ServiceError):

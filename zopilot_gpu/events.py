@@ -13,13 +13,17 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off."""
+    """How the next token is drawn. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off.
+
+    The end of the sequence is not drawn before `min_tokens`, unless a schema leaves nothing else.
+    """
 
     temperature: float
     top_p: float
     top_k: int
     repetition_penalty: float
     seed: int | None
+    min_tokens: int = 0
 
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, seed=None)
@@ -27,7 +31,11 @@ GREEDY = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1, seed=No
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One validated request. `deadline_s` is a reading of `time.monotonic()`; what one `owner` leaves, no other finds."""
+    """One validated request.
+
+    `deadline_s` is a reading of `time.monotonic()`; what one `owner` leaves, no other finds; `json_schema` is the text of a
+    JSON Schema that the answer keeps.
+    """
 
     request_id: str
     prompt: str
@@ -37,6 +45,7 @@ class Job:
     stop: tuple[str, ...]
     deadline_s: float
     owner: bytes = b""
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         default=32, ge=0, le=10_000, description="Requests that may wait for their turn; one more is answered 429."
     )
+    max_waiting_tokens: int = Field(
+        default=262_144,
+        ge=0,
+        le=100_000_000,
+        description="Tokens (prompts and `max_tokens`) that may wait beyond what the KV pool holds; more is answered 429.",
+    )
     request_timeout_s: float = Field(
         default=300.0, gt=0, le=MAX_REQUEST_TIMEOUT_S, description="Longest time from arrival to the last token, in seconds."
     )

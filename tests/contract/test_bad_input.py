@@ -1,5 +1,6 @@
 """The table of bad input in docs/api.md, row by row against a served instance: same status, same code, same sentence."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,14 @@ CASES: dict[str, dict[str, Any]] = {
     "empty stop string": fields(stop=[""]),
     "stream is text": fields(stream="yes"),
     "two wrong fields": fields(top_p=2, seed=-1),
-    "json_schema": fields(json_schema={"type": "object"}),
+    "json_schema is text": fields(json_schema="object"),
+    "json_schema is none": fields(json_schema={"type": "objet"}),
+    "json_schema refers to elsewhere": fields(json_schema={"$ref": "https://example.com/schema.json"}),
+    "json_schema has no instance": fields(json_schema={"type": "integer", "minimum": 2, "maximum": 1}),
+    "json_schema can't be followed": fields(json_schema={"type": "array", "uniqueItems": True}),
+    "json_schema nested 40 deep": fields(json_schema=json.loads('{"items":' * 40 + "{}" + "}" * 40)),
+    "json_schema and stop": fields(json_schema={"type": "object"}, stop=["x"]),
+    "json_schema and too few tokens": fields(json_schema={"type": "string", "minLength": 50}, max_tokens=8),
     "prompt beyond the context window": fields(prompt="word " * 400),
 }
 

@@ -143,7 +143,7 @@ async def collect(mailbox: Mailbox) -> list[int] | ServiceError:
         letter = await asyncio.wait_for(mailbox.arrived.get(), 30)
         if isinstance(letter, ServiceError):
             return letter
-        tokens.append(letter.token_id)
+        tokens += letter.token_ids
         if letter.finish:
             return tokens
 
@@ -153,7 +153,7 @@ async def test_the_loop_carries_tokens_to_whom_they_belong(model: Mixtral, promp
     sequences = [Sequence(str(n), prompt, 20, stop_ids=frozenset([EOS])) for n, prompt in enumerate(prompts)]
     answers = await asyncio.gather(*(collect(loop.submit(one)) for one in sequences))
     assert answers == [alone(model, one) for one in sequences]
-    assert time.monotonic() - loop.heartbeat_s < 2
+    assert loop.stalled_s < 2
     await loop.close()
 
 

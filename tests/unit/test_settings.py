@@ -44,6 +44,7 @@ def test_defaults() -> None:
         "device": "auto",
         "max_context_tokens": 32768,
         "max_waiting": 32,
+        "max_waiting_tokens": 262_144,
         "request_timeout_s": 300.0,
         "max_body_bytes": 1_048_576,
         "body_timeout_s": 10.0,

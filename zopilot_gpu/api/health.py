@@ -77,6 +77,7 @@ def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
     problem = model.pop("problem")
     gpu = {"name": model.pop("gpu_name"), "memory_used_bytes": model.pop("memory_used_bytes")}
     gpu["memory_total_bytes"] = model.pop("memory_total_bytes")
+    engine = model.pop("engine")
     queue = {name: model.pop(name) for name in ("num_running", "num_waiting", "max_waiting")}
     body = {
         "status": _STATUS[state.phase],
@@ -85,6 +86,7 @@ def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
         "model": model,
         "gpu": gpu if gpu["name"] else None,
         "queue": queue,
+        "engine": engine,
     }
     if problem and request.current().authorised:
         body["problem"] = problem

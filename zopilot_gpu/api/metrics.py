@@ -3,10 +3,14 @@
 Series are described in docs/operations.md.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from collections.abc import Iterator
 
-from runners.base import RunnerState
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from runners.base import EngineStats, RunnerState
 from zopilot_gpu.events import Done
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -25,6 +29,12 @@ _request_s = Histogram(
 _first_token_s = Histogram(
     "zopilot_gpu_ttft_seconds", "Seconds from arrival to first text.", buckets=_SECONDS, registry=REGISTRY
 )
+_per_token_s = Histogram(
+    "zopilot_gpu_time_per_token_seconds",
+    "Seconds a token after the first text, one value an answer.",
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2),
+    registry=REGISTRY,
+)
 _tokens = Counter(
     "zopilot_gpu_tokens", "Tokens of finished answers, by kind: prompt, cached, completion.", ["kind"], registry=REGISTRY
 )
@@ -32,6 +42,39 @@ _finished = Counter("zopilot_gpu_finished", "Finished answers, by reason: stop, 
 _running = Gauge("zopilot_gpu_running", "Requests being generated.", registry=REGISTRY)
 _waiting = Gauge("zopilot_gpu_waiting", "Requests in the waiting line.", registry=REGISTRY)
 _ready = Gauge("zopilot_gpu_ready", "1 when the model answers.", registry=REGISTRY)
+
+
+class _Engine(Collector):
+    """The engine's own counts, read when somebody asks."""
+
+    def __init__(self) -> None:
+        self.stats: EngineStats | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        now = self.stats or EngineStats(0, 0, 0, 0, 0, 0, 0, 0)
+        pool = GaugeMetricFamily(
+            "zopilot_gpu_kv_tokens", "Tokens of the KV pool, by state: free, owned, cached.", labels=["state"]
+        )
+        free = now.kv_tokens_total - now.kv_tokens_owned - now.kv_tokens_cached
+        for state, value in (("free", free), ("owned", now.kv_tokens_owned), ("cached", now.kv_tokens_cached)):
+            pool.add_metric([state], value)
+        yield pool
+        for name, what, value in (
+            ("steps", "Steps of the engine.", now.num_steps),
+            ("prefix_hits", "Requests whose beginning was found in the KV pool.", now.num_prefix_hits),
+            (
+                "preemptions",
+                "Times that a request gave its blocks up to an older one, to be computed again.",
+                now.num_preemptions,
+            ),
+            ("aborts", "Requests ended because the caller left or an answer was complete early.", now.num_aborts),
+            ("failures", "Steps that failed and ended what was in flight.", now.num_failures),
+        ):
+            yield CounterMetricFamily(f"zopilot_gpu_engine_{name}", what, value)
+
+
+_engine = _Engine()
+REGISTRY.register(_engine)
 
 
 def observe_request(path: str, status: int | None, seconds: float) -> None:
@@ -46,8 +89,10 @@ def observe_first_text(seconds: float) -> None:
     _first_token_s.observe(seconds)
 
 
-def observe_done(done: Done) -> None:
-    """Counts a finished answer and its tokens."""
+def observe_done(done: Done, seconds: float) -> None:
+    """Counts a finished answer and its tokens, and the pace of those after the first, which took `seconds`."""
+    if done.usage.completion_tokens > 1:
+        _per_token_s.observe(seconds / (done.usage.completion_tokens - 1))
     _finished.labels(done.finish_reason).inc()
     _tokens.labels("prompt").inc(done.usage.prompt_tokens)
     _tokens.labels("cached").inc(done.usage.cached_tokens)
@@ -59,4 +104,5 @@ def render(state: RunnerState) -> bytes:
     _running.set(state.num_running)
     _waiting.set(state.num_waiting)
     _ready.set(state.phase == "ready")
+    _engine.stats = state.engine
     return generate_latest(REGISTRY)

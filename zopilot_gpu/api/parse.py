@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from zopilot_gpu.api import json_schema
 from zopilot_gpu.api.failures import ErrorResponse
 from zopilot_gpu.api.limits import replay_body
 from zopilot_gpu.api.request import RequestInfo
@@ -57,13 +58,19 @@ def parse_prompt(body: bytes) -> PromptRequest:
         json.dumps(parsed.context, allow_nan=False)
     except ValueError:
         raise _invalid("context: must be plain JSON, without NaN, Infinity or integers of thousands of digits") from None
-    if parsed.json_schema is not None:
-        raise InvalidRequest(422, "json_schema_unsupported", "json_schema: this runner can't guarantee a schema.")
+    if parsed.min_tokens > parsed.max_tokens:
+        raise _invalid("min_tokens: must not be above max_tokens")
+    if parsed.json_schema is not None and parsed.stop:
+        raise _invalid("stop: can't be used with json_schema, which says where the answer ends")
     return parsed
 
 
 def job_of(request: PromptRequest, info: RequestInfo, timeout_s: float) -> Job:
-    """The job that a runner does for `request`; its deadline counts from the request's arrival."""
+    """The job that a runner does for `request`; its deadline counts from the request's arrival.
+
+    Raises:
+        InvalidRequest: 422 where its schema can't be asked for.
+    """
     return Job(
         request_id=info.request_id,
         prompt=request.prompt,
@@ -75,10 +82,12 @@ def job_of(request: PromptRequest, info: RequestInfo, timeout_s: float) -> Job:
             top_k=request.top_k,
             repetition_penalty=request.repetition_penalty,
             seed=request.seed,
+            min_tokens=request.min_tokens,
         ),
         stop=tuple(request.stop),
         deadline_s=info.arrived_s + timeout_s,
         owner=info.owner,
+        json_schema=None if request.json_schema is None else json_schema.read(request.json_schema),
     )
 
 

@@ -7,20 +7,24 @@ an error after it travels in the stream as `event: error`.
     event: done   data: the same object that a plain answer is        once, or else
     event: error  data: {"success": false, "error": {...}}            once
 
+With a schema the text events are pieces of its JSON, and `output` is the value, proven to keep the schema before it is sent.
+
 The data is ASCII: clients that split lines as Python does would cut it at U+2028.
 """
 
+import asyncio
 import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.responses import JSONResponse, Response
 
 from runners.base import Runner
-from zopilot_gpu.api import metrics, request
+from zopilot_gpu.api import json_schema, metrics, request
 from zopilot_gpu.api.failures import ErrorResponse, as_service_error, error_body
 from zopilot_gpu.api.parse import job_of
 from zopilot_gpu.api.schemas import Metadata, PromptRequest, PromptResponse, Usage
@@ -32,8 +36,8 @@ _PING_S = 15
 async def answer(runner: Runner, asked: PromptRequest, timeout_s: float) -> Response:
     """The response to `asked`; errors are responses too."""
     info = request.current()
-    job = job_of(asked, info, timeout_s)
     try:
+        job = await asyncio.to_thread(job_of, asked, info, timeout_s)
         events = runner.generate(job)
         first = await anext(events)
         telling = _Telling(job, runner.state().model, info, _rejoin(first, events))
@@ -64,18 +68,19 @@ class _Telling:
     def __init__(self, job: Job, model: str, info: request.RequestInfo, events: AsyncGenerator[Event, None]) -> None:
         self._job, self._model, self._info, self._events = job, model, info, events
         self._pieces: list[str] = []
+        self._first_s = 0.0
 
     async def as_whole(self) -> PromptResponse:
         async for piece in self._texts():
             self._pieces.append(piece)
-        return self._response
+        return await self._finish()
 
     async def as_stream(self) -> AsyncIterator[ServerSentEvent]:
         try:
             async for piece in self._texts():
                 self._pieces.append(piece)
                 yield _sse("text", json.dumps({"text": piece}))
-            yield _sse("done", json.dumps(self._response.model_dump()))
+            yield _sse("done", json.dumps((await self._finish()).model_dump()))
         except Exception as error:  # noqa: BLE001  (a border: the stream has begun, so the error goes into it)
             yield _sse("error", json.dumps(error_body(as_service_error(error), self._info.request_id)))
 
@@ -85,27 +90,32 @@ class _Telling:
                 match event:
                     case Text(text):
                         if not self._pieces:
-                            metrics.observe_first_text(self._elapsed_s())
+                            self._first_s = self._elapsed_s()
+                            metrics.observe_first_text(self._first_s)
                         yield text
                     case Done():
-                        metrics.observe_done(event)
-                        self._response = self._finish(event)
+                        metrics.observe_done(event, self._elapsed_s() - self._first_s)
+                        self._done = event
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._info.arrived_s
 
-    def _finish(self, done: Done) -> PromptResponse:
-        usage = done.usage
+    async def _finish(self) -> PromptResponse:
+        """The whole answer, once its `Done` has come; with a schema, proven to keep it."""
+        output: Any = "".join(self._pieces)
+        schema, usage = self._job.json_schema, self._done.usage
+        if schema is not None:
+            output = await asyncio.to_thread(json_schema.conform, output, schema, self._done)
         return PromptResponse(
-            output="".join(self._pieces),
+            output=output,
             metadata=Metadata(
                 request_id=self._info.request_id,
                 model=self._model,
                 generated_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                 prompt_length=len(self._job.prompt),
                 context_provided=self._job.context is not None,
-                output_type="text",
-                finish_reason=done.finish_reason,
+                output_type="text" if schema is None else "json",
+                finish_reason=self._done.finish_reason,
                 processing_time_seconds=round(self._elapsed_s(), 4),
                 usage=Usage(
                     prompt_tokens=usage.prompt_tokens,

@@ -24,6 +24,9 @@ class PromptRequest(IODescriptor):
         examples=[{"vendor": "Acme", "total": "118.40"}],
     )
     max_tokens: int = Field(default=1024, ge=1, le=32_768, description="Most tokens to generate.")
+    min_tokens: int = Field(
+        default=0, ge=0, le=32_768, description="Fewest tokens before the model may end. No use with a schema."
+    )
     temperature: float = Field(default=0.1, ge=0, le=2, description="Below 0.01: greedy.")
     top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling; 1 is off.")
     top_k: int = Field(default=50, ge=0, le=1000, description="Draw from the k likeliest tokens; 0 is off.")
@@ -35,7 +38,9 @@ class PromptRequest(IODescriptor):
         default=[], max_length=4, description="Up to four strings that end the answer; they are not part of it."
     )
     json_schema: dict[str, Any] | None = Field(
-        default=None, description="A JSON Schema for the answer. Not supported by this runner: refused with 422."
+        default=None,
+        description="A JSON Schema that the answer keeps; `output` is then the value itself. See below.",
+        examples=[{"type": "object", "properties": {"total": {"type": "number"}}, "required": ["total"]}],
     )
     stream: bool = Field(default=False, description="`true` answers as server-sent events.")
 
@@ -62,7 +67,7 @@ class Metadata(BaseModel):
     generated_at: str = Field(description="UTC, ISO 8601.")
     prompt_length: int = Field(description="Characters of `prompt`.")
     context_provided: bool = Field(description="Whether a context was sent.")
-    output_type: Literal["text", "json"] = Field(description="`json` when `output` is an object.")
+    output_type: Literal["text", "json"] = Field(description="`json` when a schema was given.")
     finish_reason: Literal["stop", "length"] = Field(description="`length`: cut by `max_tokens` or the context window.")
     processing_time_seconds: float = Field(description="Arrival to last token.")
     usage: Usage
@@ -72,5 +77,5 @@ class PromptResponse(IODescriptor):
     """The answer of `POST /prompt`."""
 
     success: Literal[True] = True
-    output: str | dict[str, Any] = Field(description="The answer.")
+    output: Any = Field(description="The answer: a string, or with `json_schema` the value that keeps it.")
     metadata: Metadata

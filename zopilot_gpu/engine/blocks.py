@@ -45,9 +45,13 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._share_prefixes = share_prefixes
-        self._free = deque(range(num_blocks))
+        self.reset()
+
+    def reset(self) -> None:
+        """Makes every block free; nobody may own one any more."""
+        self._free = deque(range(self.num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()  # unused longest first
-        self._owners = [0] * num_blocks
+        self._owners = [0] * self.num_blocks
         self._seals: dict[int, Chunk] = {}
         self._by_digest: dict[bytes, int] = {}
 

@@ -1,27 +1,38 @@
-"""One step of many sequences: schedule, run, postprocess. Knows the model and the pools; runs on a thread it does not own."""
+"""One step of many sequences: schedule, run, postprocess. Knows the model and the pools; runs on a thread it does not own.
+
+schedule ──▶ run: masks (on their own thread) ┐
+                  logits (on the device)  ────┴──▶ sample ──▶ postprocess: append, move the grammars on, finish
+"""
 
 from collections.abc import Sequence as Rows
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from zopilot_gpu import log
 from zopilot_gpu.engine import sampler
+from zopilot_gpu.engine.grammar import GrammarError, Mask, Masks, forbid, open_masks
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE
 from zopilot_gpu.engine.scheduler import Scheduled, Scheduler
 from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
 
+_log = log.get(__name__)
 Finish = Literal["stop", "length", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A token that a sequence got in this step, and whether it ended so: `broken` is a row of logits that are no numbers."""
+    """What a sequence got in this step: the token drawn and those that its grammar forces after it; and whether it ended so.
+
+    `broken` means that its logits were no numbers, or its grammar met a limit.
+    """
 
     sequence: Sequence
-    token_id: int
+    token_ids: list[int]
     finish: Finish | None
 
 
@@ -38,6 +49,8 @@ class Engine:
         self._model = model
         self._pools = pools
         self.scheduler = scheduler
+        self.num_steps = 0
+        self._masks = Masks()
         self._device = model.embedding.device
 
     def step(self) -> list[Drawn]:
@@ -47,17 +60,31 @@ class Engine:
             return []
         drawing = [item.sequence for item in step if item.completes]
         tokens = self._run(step, drawing)
+        self.num_steps += 1
         self.scheduler.advance(step)
         return [self._postprocess(sequence, token) for sequence, token in zip(drawing, tokens, strict=True)]
 
     def _run(self, step: list[Scheduled], drawing: list[Sequence]) -> list[int]:
         """The next token of each sequence in `drawing`; -1 where the logits were no numbers."""
+        masks = self._start_masks(drawing)
         logits = self._model.forward(self._batch(step), self._pools)  # [R, V]
         if not drawing:
             return []
-        tokens = sampler.sample(logits, sampler.rows(drawing, logits.shape[1], self._device))
         healthy = logits.isfinite().any(dim=-1) & ~logits.isnan().any(dim=-1)
+        if masks is not None:
+            logits = sampler.mask(logits, torch.from_numpy(masks.result()).to(self._device))
+        tokens = sampler.sample(logits, sampler.rows(drawing, logits.shape[1], self._device))
         return torch.where(healthy, tokens, -1).tolist()  # the step's one copy back
+
+    def _start_masks(self, drawing: list[Sequence]) -> "Future[Mask] | None":
+        """Masks of the rows to come, where any of them has one."""
+        if not any(one.grammar or one.is_too_short for one in drawing):
+            return None
+        masks = open_masks(len(drawing), self._model.config.vocab_size)
+        for row, one in enumerate(drawing):
+            if one.is_too_short and not one.grammar:
+                forbid(masks, row, one.stop_ids)
+        return self._masks.start(masks, [(row, one.grammar) for row, one in enumerate(drawing) if one.grammar])
 
     def _batch(self, step: list[Scheduled]) -> Batch:
         token_ids, positions, slots = list[int](), list[int](), list[int]()
@@ -89,15 +116,35 @@ class Engine:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
     def _postprocess(self, sequence: Sequence, token: int) -> Drawn:
-        finish: Finish | None = None
-        if token < 0:
-            finish = "broken"
-        else:
-            sequence.output_ids.append(token)
-            if token in sequence.stop_ids:
-                finish = "stop"
-            elif len(sequence.output_ids) == sequence.max_tokens:
-                finish = "length"
+        try:
+            tokens = _follow(sequence, token) if token >= 0 else []
+        except GrammarError as error:
+            _log.warning("grammar_failed", request_id=sequence.request_id, reason=str(error)[:200])
+            tokens = []
+        sequence.output_ids += tokens
+        finish = _finish(sequence, tokens)
         if finish:
             self.scheduler.remove(sequence)
-        return Drawn(sequence, token, finish)
+        return Drawn(sequence, tokens, finish)
+
+
+def _follow(sequence: Sequence, token: int) -> list[int]:
+    """The token, and those that have to follow it.
+
+    Raises:
+        GrammarError: from the grammar.
+    """
+    if sequence.grammar is None or token in sequence.stop_ids:
+        return [token]
+    sequence.grammar.accept([token])
+    forced = sequence.grammar.forced()[: sequence.max_tokens - len(sequence.output_ids) - 1]
+    sequence.grammar.accept(forced)
+    return [token, *forced]
+
+
+def _finish(sequence: Sequence, tokens: list[int]) -> Finish | None:
+    if not tokens:
+        return "broken"
+    if tokens[-1] in sequence.stop_ids or (sequence.grammar and sequence.grammar.ended):
+        return "stop"
+    return "length" if len(sequence.output_ids) == sequence.max_tokens else None

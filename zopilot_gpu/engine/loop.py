@@ -4,6 +4,9 @@ event loop                                thread "engine"
   submit(sequence) ──▶ inbox ──▶ add ┐
   abort(sequence)  ──▶ inbox ──▶ remove ├──▶ step ──▶ deliver, once a step ──▶ mailbox of each sequence
                                  expire ┘
+
+Whatever goes wrong in a turn ends the sequences that are in flight, each with an error in its mailbox, and the thread goes on
+with an empty engine. A turn that hangs shows: `stalled_s` grows.
 """
 
 import asyncio
@@ -12,13 +15,16 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from torch import OutOfMemoryError
+
 from zopilot_gpu import log
 from zopilot_gpu.engine.engine import Drawn, Engine
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.errors import DeadlineExceeded, InternalError, ServiceError, ShuttingDown
+from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
 
 _log = log.get(__name__)
 _IDLE_S = 0.5  # the longest time between two heartbeats while nothing runs
+_RETRY_S = 5
 
 
 @dataclass(slots=True, eq=False)
@@ -39,9 +45,16 @@ class EngineLoop:
         self._mail: dict[int, Mailbox] = {}  # by id(sequence); the thread's own
         self._work = threading.Event()
         self._closing = False
-        self.heartbeat_s = time.monotonic()
+        self._heartbeat_s = time.monotonic()
+        self.num_aborts = 0
+        self.num_failures = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds since the thread last showed that it lives; below one second, and a step's time, while all is well."""
+        return time.monotonic() - self._heartbeat_s
 
     def submit(self, sequence: Sequence) -> Mailbox:
         """Puts a sequence in line and gives the mailbox of its tokens."""
@@ -67,17 +80,23 @@ class EngineLoop:
 
     def _run(self) -> None:
         while not self._closing:
-            self.heartbeat_s = time.monotonic()
-            self._take_inbox()
-            self._expire()
-            if self._mail:
-                self._step()
-            else:
-                self._engine.scheduler.check()
-                self._work.wait(_IDLE_S)
-                self._work.clear()
+            self._heartbeat_s = time.monotonic()
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001  (a border: a broken turn ends what is in flight, not the engine)
+                self._recover(error)
         self._take_inbox()
-        self._fail(list(self._mail.values()), ShuttingDown())
+        self._fail(list(self._mail.values()), ShuttingDown(retry_after_s=_RETRY_S))
+
+    def _turn(self) -> None:
+        self._take_inbox()
+        self._expire()
+        if self._mail:
+            self._step()
+        else:
+            self._engine.scheduler.check()
+            self._work.wait(_IDLE_S)
+            self._work.clear()
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -86,26 +105,29 @@ class EngineLoop:
                 self._mail[id(mailbox.sequence)] = mailbox
                 self._engine.scheduler.add(mailbox.sequence)
             elif self._mail.pop(id(mailbox.sequence), None):
+                self.num_aborts += 1
                 self._engine.scheduler.remove(mailbox.sequence)
 
     def _expire(self) -> None:
-        late = [mailbox for mailbox in self._mail.values() if self.heartbeat_s > mailbox.sequence.deadline_s]
+        late = [mailbox for mailbox in self._mail.values() if self._heartbeat_s > mailbox.sequence.deadline_s]
         self._fail(late, DeadlineExceeded())
 
     def _step(self) -> None:
-        try:
-            drawn = self._engine.step()
-        except Exception as error:  # noqa: BLE001  (a border: a broken step ends what is in flight, not the engine)
-            _log.error("step_failed", exc_info=error, num_in_flight=len(self._mail))
-            self._fail(list(self._mail.values()), InternalError())
-            return
         letters: list[tuple[Mailbox, Drawn | ServiceError]] = []
-        for one in drawn:
+        for one in self._engine.step():
             mailbox = self._mail[id(one.sequence)]
             letters.append((mailbox, InternalError() if one.finish == "broken" else one))
             if one.finish:
                 del self._mail[id(one.sequence)]
         self._deliver(letters)
+
+    def _recover(self, error: Exception) -> None:
+        _log.error("step_failed", exc_info=error, num_in_flight=len(self._mail))
+        self.num_failures += 1
+        left, self._mail = list(self._mail.values()), {}
+        self._engine.scheduler.reset()
+        answer = OutOfMemory(retry_after_s=_RETRY_S) if isinstance(error, OutOfMemoryError) else InternalError()
+        self._deliver([(mailbox, answer) for mailbox in left])
 
     def _fail(self, mailboxes: list[Mailbox], error: ServiceError) -> None:
         for mailbox in mailboxes:

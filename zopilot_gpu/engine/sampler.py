@@ -7,6 +7,7 @@ seed and position alone, so a request gives the same text by itself and in any b
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from zopilot_gpu.engine.sequence import Sequence
@@ -44,10 +45,7 @@ def _seen(sequences: list[Sequence], vocab_size: int, device: torch.device) -> t
     """[R, V] bool: the tokens of each sequence, where any of them has a penalty."""
     if all(one.sampling.repetition_penalty == 1 for one in sequences):
         return None
-    seen = torch.zeros(len(sequences), vocab_size, dtype=torch.bool, device=device)
-    for row, one in enumerate(sequences):
-        seen[row, torch.tensor(one.token_ids, device=device)] = True
-    return seen
+    return torch.from_numpy(np.stack([one.seen(vocab_size) for one in sequences])).to(device)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -81,6 +79,13 @@ def sample(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
     target = rows.uniform.unsqueeze(1) * reached[:, -1:]
     drawn = (reached <= target).sum(dim=-1, keepdim=True).clamp(max=logits.shape[1] - 1)
     return torch.where(rows.temperature > 0, order.gather(1, drawn).squeeze(1), greedy)
+
+
+def mask(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """`logits` [R, V] with -inf where the bit of `masks` [R, ceil(V / 32)] int32 is not set (see `engine.grammar`)."""
+    bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+    allowed = (masks.unsqueeze(-1) >> bits & 1).bool().flatten(1)[:, : logits.shape[1]]
+    return logits.masked_fill(~allowed, _OFF)
 
 
 def _penalise(logits: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -42,6 +42,7 @@ class Scheduler:
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
+        self.num_prefix_hits = 0
         self.num_preemptions = 0
         self._max_step_tokens = max_step_tokens
         self._max_running = max_running
@@ -98,6 +99,12 @@ class Scheduler:
         """See `BlockPool.check`."""
         self.pool.check(sequence.block_ids for sequence in self.running)
 
+    def reset(self) -> None:
+        """Drops every sequence and all that is cached: what is left to do when the map of blocks is not to be trusted."""
+        self.waiting.clear()
+        self.running.clear()
+        self.pool.reset()
+
     def _admit(self, sequence: Sequence, budget: int) -> Scheduled | None:
         """Starts a waiting sequence when all that it knows fits, so that it is not preempted in its prefill."""
         size, tokens = self.pool.block_size, sequence.token_ids
@@ -112,6 +119,7 @@ class Scheduler:
         sequence.num_computed = len(shared) * size
         if not sequence.num_preemptions:
             sequence.num_cached = sequence.num_computed
+            self.num_prefix_hits += bool(shared)
         sequence.block_ids = shared + self.pool.allocate(missing)
         return Scheduled(sequence, min(_num_missing(sequence), budget))
 

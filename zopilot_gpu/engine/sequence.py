@@ -9,7 +9,11 @@ Lengths are named by where the tokens already are:
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from zopilot_gpu.engine.blocks import Chunk
+from zopilot_gpu.engine.grammar import Grammar
 from zopilot_gpu.events import GREEDY, Sampling
 
 
@@ -26,6 +30,7 @@ class Sequence:
         stop_ids: tokens that end it; the one that did is its last output.
         salt: keeps prefix-cache entries of different owners apart.
         deadline_s: a reading of `time.monotonic()`.
+        grammar: what its output has to keep; it moves on with the output.
     """
 
     request_id: str
@@ -36,17 +41,34 @@ class Sequence:
     stop_ids: frozenset[int] = frozenset()
     salt: bytes = b""
     deadline_s: float = float("inf")
+    grammar: Grammar | None = None
     output_ids: list[int] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)  # of its full blocks, as far as they were needed
     num_computed: int = 0
     num_cached: int = 0  # prompt tokens that the prefix cache had when the sequence was first admitted
     num_preemptions: int = 0
+    _seen: NDArray[np.bool_] | None = None
+    _num_seen: int = 0
+
+    def seen(self, vocab_size: int) -> NDArray[np.bool_]:
+        """[V]: which tokens it has by now. Kept and only added to, since a penalty asks for it at every step."""
+        if self._seen is None:
+            self._seen = np.zeros(vocab_size, dtype=np.bool_)
+            self._seen[self.prompt_ids] = True
+        self._seen[self.output_ids[self._num_seen :]] = True
+        self._num_seen = len(self.output_ids)
+        return self._seen
 
     @property
     def num_tokens(self) -> int:
         """Tokens known so far: prompt and output."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def is_too_short(self) -> bool:
+        """Whether its end must not be drawn yet."""
+        return len(self.output_ids) < self.sampling.min_tokens
 
     @property
     def max_total_tokens(self) -> int:

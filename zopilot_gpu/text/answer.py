@@ -8,7 +8,7 @@ from zopilot_gpu.text.tokenizer import Tokenizer
 
 
 class Answer:
-    """Takes token ids one by one, gives out text that is final.
+    """Takes token ids as they come, gives out text that is final.
 
     Args:
         tokenizer: of the model that answers.
@@ -29,20 +29,22 @@ class Answer:
         """Whether a stop string or an end-of-sequence token has come: more tokens say nothing."""
         return self._ended or self._stops.hit
 
-    def push(self, token_id: int) -> str:
-        """The text that is final with this token, often none."""
-        self._num_tokens += 1
-        if token_id in self._eos_ids:
-            self._ended = True
-        elif token_id not in self._special_ids:
-            return self._stops.push(self._detokenizer.push(token_id))
-        return ""
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that is final with these tokens, often none."""
+        text = ""
+        for token in token_ids:
+            self._num_tokens += 1
+            if token in self._eos_ids:
+                self._ended = True
+            elif token not in self._special_ids:
+                text += self._stops.push(self._detokenizer.push(token))
+        return text
 
     def flush(self) -> str:
         """What was held back, once no more tokens come."""
         return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
 
-    def done(self, num_prompt_tokens: int, num_cached_tokens: int = 0) -> Done:
-        """The last event of the answer."""
-        reason: FinishReason = "stop" if self.stopped else "length"
+    def done(self, num_prompt_tokens: int, num_cached_tokens: int = 0, *, whole: bool = False) -> Done:
+        """The last event of the answer; `whole` where something else than its text says that it is complete."""
+        reason: FinishReason = "stop" if self.stopped or whole else "length"
         return Done(reason, Usage(num_prompt_tokens, num_cached_tokens, self._num_tokens))

@@ -40,6 +40,11 @@ class Tokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
+    def serialised(self) -> str:
+        """The tokenizer as the tokenizers library writes it, with what tokenizer_config.json adds."""
+        text: str = self._tokenizer.backend_tokenizer.to_str()
+        return text
+
     def render_chat(self, text: str) -> str:
         """`text` as a user turn in the model's own chat template; as it is where there is none."""
         if not self._tokenizer.chat_template:

@@ -19,7 +19,7 @@ def tokenizer(mixtral_tokenizer: Path) -> Tokenizer:
 def told(answer: Answer, ids: list[int]) -> str:
     text = ""
     for token_id in ids:
-        text += answer.push(token_id)
+        text += answer.push([token_id])
         if answer.stopped:
             break
     return text + answer.flush()
