@@ -19,6 +19,7 @@ from torch import OutOfMemoryError
 
 from zopilot_gpu import log
 from zopilot_gpu.engine.engine import Drawn, Engine
+from zopilot_gpu.engine.scheduler import TooLong
 from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
 
@@ -103,7 +104,10 @@ class EngineLoop:
             what, mailbox = self._inbox.popleft()
             if what == "add":
                 self._mail[id(mailbox.sequence)] = mailbox
-                self._engine.scheduler.add(mailbox.sequence)
+                try:
+                    self._engine.scheduler.add(mailbox.sequence)
+                except TooLong:
+                    self._fail([mailbox], InternalError())
             elif self._mail.pop(id(mailbox.sequence), None):
                 self.num_aborts += 1
                 self._engine.scheduler.remove(mailbox.sequence)

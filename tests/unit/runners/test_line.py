@@ -1,15 +1,16 @@
-"""Holds the waiting line: first come, first served, bounded, and no way to lose the slot."""
+"""Holds the waiting lines: first come, first served, bounded, and no way to lose the slot."""
 
 import asyncio
 import itertools
 import random
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 
 from runners import line as module
-from runners.line import WaitingLine
+from runners.line import Admission, WaitingLine
 from zopilot_gpu.errors import DeadlineExceeded, Overloaded
 
 NUM_TASKS = 400
@@ -193,3 +194,37 @@ async def test_cancellation_and_deadlines_at_any_moment_never_lose_the_slot(seed
     assert counts(line) == (0, 0)
     await asyncio.wait_for(line.acquire(soon()), 1)
     line.release()
+
+
+def test_admission_is_bounded_by_requests_and_by_tokens_and_forgets_who_has_left() -> None:
+    line = Admission(num_slots=2, num_room_tokens=100, max_waiting=1, max_waiting_tokens=50)
+    with ExitStack() as inside:
+        for _ in range(3):
+            inside.enter_context(line.enter(10))
+        with pytest.raises(Overloaded):
+            line.refuse_when_full()
+    with ExitStack() as inside:
+        inside.enter_context(line.enter(100))
+        inside.enter_context(line.enter(50))
+        line.refuse_when_full(0)
+        with pytest.raises(Overloaded) as refusal:
+            line.refuse_when_full(1)
+        assert refusal.value.retry_after_s
+    assert line.num_in_flight == 0
+    with line.enter(10**6):  # alone, whatever the model takes
+        pass
+
+
+def test_the_wait_that_is_told_follows_the_rate_observed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    line = Admission(num_slots=4, num_room_tokens=10**6, max_waiting=0, max_waiting_tokens=0)
+    for _ in range(60):
+        with line.enter(100):
+            clock.now_s += 8.0
+    with ExitStack() as inside:
+        for _ in range(4):
+            inside.enter_context(line.enter(100))
+        with pytest.raises(Overloaded) as refusal:
+            line.refuse_when_full()
+    assert refusal.value.retry_after_s == 2  # a turn of eight seconds, four at once
