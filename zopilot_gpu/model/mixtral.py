@@ -5,7 +5,7 @@ a layer, and a router that sends each token to k of E experts. Rounding follows 
 rotary angles and routing in float32, everything else in the weights' dtype. Shapes: `zopilot_gpu.model`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,7 @@ from zopilot_gpu.model import attention
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.experts import Experts
-
-Linear = Callable[[torch.Tensor], torch.Tensor]
+from zopilot_gpu.model.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
