@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from runners.base import BackendState, Progress
-from runners.device import Device, compute_dtype, memory_bytes
+from runners.device import Device, choose_form, compute_dtype, memory_bytes
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine
@@ -57,7 +57,8 @@ class MixtralBackend:
         where = torch.device(device.name)
         dtype = compute_dtype(device)
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
-        model = load(located.directory, config, dtype, where, progress)
+        dequantise = choose_form(located, device).name == "dequantised"
+        model = load(located.directory, config, dtype, where, progress, dequantise=dequantise)
         size = pool_size(config, dtype, where, max_tokens=_POOL_TOKENS)
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
         _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
@@ -124,8 +125,16 @@ class MixtralBackend:
             pass
 
 
-def load(directory: Path, config: MixtralConfig, dtype: torch.dtype, device: torch.device, progress: Progress) -> Mixtral:
-    """The model in `directory`, from one or several safetensors files.
+def load(
+    directory: Path,
+    config: MixtralConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+    *,
+    dequantise: bool = True,
+) -> Mixtral:
+    """The model in `directory`, from one or several safetensors files; see `zopilot_gpu.model.weights.build`.
 
     Raises:
         ModelUnavailable: a file is damaged, or the files do not make the model that its config describes.
@@ -144,7 +153,7 @@ def load(directory: Path, config: MixtralConfig, dtype: torch.dtype, device: tor
                 tensor: torch.Tensor = holder[name].get_tensor(name)
                 return tensor
 
-            model = build(config, get, dtype, device)
+            model = build(config, get, dtype, device, dequantise=dequantise)
             _refuse_extra(set(holder) - taken, taken, config)
             return model
     except torch.OutOfMemoryError as error:
