@@ -12,9 +12,9 @@ from zopilot_gpu.model.nf4 import BLOCK, NF4
 Linear = Callable[[torch.Tensor], torch.Tensor]  # [..., columns] -> [..., rows]
 
 
-def dense(weight: torch.Tensor) -> Linear:
-    """The product with a weight [rows, columns] in full."""
-    return partial(linear, weight=weight)
+def dense(weight: NF4, dtype: torch.dtype) -> Linear:
+    """The product with a weight [rows, columns] that is dequantised now."""
+    return partial(linear, weight=_in_full(weight, dtype))
 
 
 def quantised(weight: NF4) -> Linear:
@@ -38,5 +38,9 @@ def gemm_4bit(x: torch.Tensor, weight: NF4) -> torch.Tensor:
 
 
 def _dequantise_and_multiply(x: torch.Tensor, weight: NF4) -> torch.Tensor:
-    # NOTE: bf16 on the way, whatever the dtype: it is what bitsandbytes multiplies with.
-    return linear(x, weight.dequantise(torch.bfloat16).to(x.dtype))
+    return linear(x, _in_full(weight, x.dtype))
+
+
+def _in_full(weight: NF4, dtype: torch.dtype) -> torch.Tensor:
+    """NOTE: bf16 on the way, whatever the dtype: it is what bitsandbytes multiplies with."""
+    return weight.dequantise(torch.bfloat16).to(dtype)

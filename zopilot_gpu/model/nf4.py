@@ -50,9 +50,9 @@ class NF4:
     absmax: torch.Tensor | Nested  # [..., n / 64] bf16 or float32
     shape: tuple[int, ...]  # (..., rows, columns)
 
-    def __getitem__(self, index: int) -> "NF4":
-        """One of a stack; a view."""
-        return NF4(self.packed[index], self.absmax[index], self.shape[1:])
+    def unbind(self) -> "list[NF4]":
+        """The weights of a stack; views."""
+        return [NF4(self.packed[index], self.absmax[index], self.shape[1:]) for index in range(self.shape[0])]
 
     def scales(self) -> torch.Tensor:
         """The absmax of each block, [..., n / 64] float32."""

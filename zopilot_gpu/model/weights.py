@@ -63,58 +63,78 @@ def build_packed(
     config: MixtralConfig, get: Get, dtype: torch.dtype, device: torch.device, *, dequantise: bool = False
 ) -> Mixtral:
     """The model that packed tensors make; see `build`. Nothing is joined, so nothing is needed twice on the way."""
-    return _assemble(config, _Packed(get, device), dtype, dequantise=dequantise)
+    return _assemble(config, Packed(get, device), dtype, dequantise=dequantise)
+
+
+def shapes(config: MixtralConfig) -> dict[str, tuple[int, ...]]:
+    """Of every tensor by its packed name; of those in NF4, the shape that they have dequantised."""
+    width, inner, num_experts = config.hidden_size, config.intermediate_size, config.num_experts
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = {
+        "attention_norm": (width,),
+        "qkv": (q_size + 2 * kv_size, width),
+        "output": (width, q_size),
+        "experts_norm": (width,),
+        "router": (num_experts, width),
+        "w13": (num_experts, 2 * inner, width),
+        "w2": (num_experts, width, inner),
+    }
+    layers = {f"layers.{index}.{part}": shape for index in range(config.num_layers) for part, shape in layer.items()}
+    head = {} if config.tie_embeddings else {"head": (config.vocab_size, width)}
+    return {"embedding": (config.vocab_size, width), **layers, "norm": (width,), **head}
+
+
+def is_quantised(name: str) -> bool:
+    """Whether the tensor of this packed name is in NF4."""
+    return name.rpartition(".")[2] in {"qkv", "output", "w13", "w2"}
 
 
 def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequantise: bool) -> Mixtral:
-    width = config.hidden_size
-    embedding = source.plain("embedding", (config.vocab_size, width)).to(dtype)
-    head = embedding if config.tie_embeddings else source.plain("head", (config.vocab_size, width)).to(dtype)
-    layers = [_layer(config, source, f"layers.{index}", dtype, dequantise=dequantise) for index in range(config.num_layers)]
+    shape_of = shapes(config)
+
+    def plain(name: str) -> torch.Tensor:
+        return source.plain(name, shape_of[name]).to(dtype)
+
+    def product(weight: NF4) -> linear.Linear:
+        return linear.dense(weight, dtype) if dequantise else linear.quantised(weight)
+
+    def layer(name: str) -> Layer:
+        qkv, output, w13, w2 = (f"{name}.{part}" for part in ("qkv", "output", "w13", "w2"))
+        return Layer(
+            attention_norm=plain(f"{name}.attention_norm"),
+            qkv=product(source.quantised(qkv, shape_of[qkv])),
+            output=product(source.quantised(output, shape_of[output])),
+            experts_norm=plain(f"{name}.experts_norm"),
+            router=plain(f"{name}.router"),
+            experts=GroupedExperts(
+                [product(expert) for expert in source.quantised(w13, shape_of[w13]).unbind()],
+                [product(expert) for expert in source.quantised(w2, shape_of[w2]).unbind()],
+            ),
+        )
+
+    embedding = plain("embedding")
     return Mixtral(
         config=config,
         embedding=embedding,
-        layers=layers,
-        norm=source.plain("norm", (width,)).to(dtype),
-        head=head,
+        layers=[layer(f"layers.{index}") for index in range(config.num_layers)],
+        norm=plain("norm"),
+        head=embedding if config.tie_embeddings else plain("head"),
         rotary=rotary_table(config, config.max_position, dtype, embedding.device),
     )
 
 
-def _layer(config: MixtralConfig, source: Source, name: str, dtype: torch.dtype, *, dequantise: bool) -> Layer:
-    width, inner, num_experts = config.hidden_size, config.intermediate_size, config.num_experts
-    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-
-    def product(weight: NF4) -> linear.Linear:
-        # NOTE: bf16 on the way, whatever the dtype: it is what bitsandbytes multiplies with.
-        return linear.dense(weight.dequantise(torch.bfloat16).to(dtype)) if dequantise else linear.quantised(weight)
-
-    def products(weights: NF4) -> list[linear.Linear]:
-        return [product(weights[expert]) for expert in range(num_experts)]
-
-    return Layer(
-        attention_norm=source.plain(f"{name}.attention_norm", (width,)).to(dtype),
-        qkv=product(source.quantised(f"{name}.qkv", (q_size + 2 * kv_size, width))),
-        output=product(source.quantised(f"{name}.output", (width, q_size))),
-        experts_norm=source.plain(f"{name}.experts_norm", (width,)).to(dtype),
-        router=source.plain(f"{name}.router", (num_experts, width)).to(dtype),
-        experts=GroupedExperts(
-            products(source.quantised(f"{name}.w13", (num_experts, 2 * inner, width))),
-            products(source.quantised(f"{name}.w2", (num_experts, width, inner))),
-        ),
-    )
-
-
-class _Packed:
+class Packed:
     """A `Source` of tensors that have the packed names already."""
 
     def __init__(self, get: Get, device: torch.device) -> None:
         self._get, self._device = get, device
 
     def plain(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """See `Source`."""
         return self._take(name, shape, torch.bfloat16)
 
     def quantised(self, name: str, shape: tuple[int, ...]) -> NF4:
+        """See `Source`."""
         *leading, size = *shape[:-2], prod(shape[-2:])
         packed = self._take(f"{name}.packed", (*leading, size // 2), torch.uint8)
         blocks, groups = (*leading, size // BLOCK), (*leading, size // BLOCK // GROUP)
