@@ -88,6 +88,17 @@ def choose_form(located: Located, device: Device) -> Form:
     return Form("nf4", f"its weights fit in NF4 ({sizes})")
 
 
+def choose_threads(config: MixtralConfig, device: Device) -> int:
+    """How many threads torch computes with: one for a small model on a CPU, else what torch chose.
+
+    A step of the demo model is some 700 operations of microseconds, and threads wait for each other at the end of each. With a
+    second thread a step takes 0.7 of the time on two idle cores, but 2 to 6 times as long when anything else, such as this
+    service's own HTTP, wants one of them: docs/decisions/007-steps-on-a-cpu.md.
+    """
+    small = device.name == "cpu" and config.num_parameters * compute_dtype(device).itemsize <= _SMALL_BYTES
+    return 1 if small else torch.get_num_threads()
+
+
 def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB"
 

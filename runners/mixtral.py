@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from runners.base import BackendState, Progress
-from runners.device import Device, choose_form, compute_dtype, memory_bytes
+from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine
@@ -57,6 +57,7 @@ class MixtralBackend:
         where = torch.device(device.name)
         dtype = compute_dtype(device)
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
+        torch.set_num_threads(choose_threads(config, device))
         dequantise = choose_form(located, device).name == "dequantised"
         model = load(located.directory, config, dtype, where, progress, dequantise=dequantise)
         size = pool_size(config, dtype, where, max_tokens=_POOL_TOKENS)

@@ -1,14 +1,17 @@
 """Which backend runs is resolved in one place, with its reason."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from runners import device as devices
 from runners.background import choose_backend
-from runners.device import Device, Form, choose_form, compute_dtype
+from runners.device import Device, Form, choose_form, choose_threads, compute_dtype
 from zopilot_gpu.errors import ModelUnavailable
+from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store.locate import Located, locate
 
 CPU = Device("cpu", "test")
@@ -85,3 +88,10 @@ def test_how_mixtral_8x7b_is_held_and_why(
     full = changed(tmp_path, **sizes, num_key_value_heads=8, head_dim=128, vocab_size=32_000, max_position_embeddings=32_768)
     monkeypatch.setattr(devices, "_free_bytes", lambda device: int(free_gb * 1e9))
     assert choose_form(full, device) == Form(name, reason)  # type: ignore[arg-type]
+
+
+def test_a_small_model_on_a_cpu_gets_one_thread() -> None:
+    small = MixtralConfig.from_json(json.loads((locate("demo").directory / "config.json").read_text()))
+    large = replace(small, num_layers=1000)
+    assert choose_threads(small, CPU) == 1
+    assert choose_threads(large, CPU) == choose_threads(small, GPU) == torch.get_num_threads()
