@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from runners.base import Backend, RunnerState
 from zopilot_gpu import log
@@ -23,6 +24,9 @@ from zopilot_gpu.store.fetch import fetch
 from zopilot_gpu.store.locate import Located, locate, search_roots
 from zopilot_gpu.text.template import Template, template_for
 from zopilot_gpu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from runners.device import Form  # which imports torch
 
 _log = log.get(__name__)
 _RETRY_LOADING_S = 5
@@ -37,23 +41,23 @@ class _Loaded:
     window: int  # tokens of prompt and answer together
 
 
-def choose_backend(wanted: str, obstacle: str | None) -> tuple[str, str]:
+def choose_backend(wanted: str, form: "Form") -> tuple[str, str]:
     """Resolves `auto`, `mixtral` or `plain`: the backend's name, and the reason.
 
     Args:
         wanted: the setting.
-        obstacle: why the Mixtral backend can't take the model, or None.
+        form: how the Mixtral backend would hold the model.
 
     Raises:
         ModelUnavailable: `mixtral` was asked for and can't be.
     """
     if wanted == "plain":
         return "plain", "ZOPILOT_GPU_RUNNER=plain"
-    if obstacle is None:
-        return "mixtral", "the model is a Mixtral, and its weights fit dequantised"
+    if form.name:
+        return "mixtral", f"the model is a Mixtral, and {form.reason}"
     if wanted == "mixtral":
-        raise ModelUnavailable(detail=f"ZOPILOT_GPU_RUNNER=mixtral, but {obstacle}.")
-    return "plain", obstacle
+        raise ModelUnavailable(detail=f"ZOPILOT_GPU_RUNNER=mixtral, but {form.reason}.")
+    return "plain", form.reason
 
 
 class BackgroundRunner:
@@ -142,10 +146,10 @@ class BackgroundRunner:
         self._progress("importing torch", 0.05)
         for variable, value in BEFORE_TORCH.items():
             os.environ.setdefault(variable, value)
-        from runners.device import choose_device, why_not_mixtral  # noqa: PLC0415  (torch takes seconds)
+        from runners.device import choose_device, choose_form  # noqa: PLC0415  (torch takes seconds)
 
         device = choose_device(self._settings.device)
-        name, why = choose_backend(self._settings.runner, why_not_mixtral(located, device))
+        name, why = choose_backend(self._settings.runner, choose_form(located, device))
         self._state = replace(self._state, device=device.name, runner=name, why=why)
         tokenizer = Tokenizer(located.directory)
         self._progress("weights", 0.1)

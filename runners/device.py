@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -10,7 +11,11 @@ from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store.locate import Located
 
-_SHARE_FOR_WEIGHTS = 0.6  # the rest is for the KV pool, activations and the source while it is read
+_SHARE_FOR_WEIGHTS = 0.6  # of a CPU's memory; the rest is for others, the KV pool, activations and the source while it is read
+_SMALL_BYTES = 1_000_000_000
+_NF4_BYTES = 0.53  # a weight: half a byte, and a bf16 absmax for each 64; 0.516 with double quantisation
+_LEAST_CONTEXT = 4096  # tokens that the KV pool must have room for
+_WORK_BYTES = 1_000_000_000  # activations, and one expert's matrix where a product dequantises it
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,14 @@ class Device:
     """Where a model runs, and why there."""
 
     name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How our own model holds a model's weights, and why so; `name` is None where it can't take the model."""
+
+    name: Literal["dequantised", "nf4"] | None
     reason: str
 
 
@@ -48,19 +61,46 @@ def compute_dtype(device: Device) -> torch.dtype:
     return torch.float32 if device.name == "cpu" else torch.bfloat16
 
 
-def why_not_mixtral(located: Located, device: Device) -> str | None:
-    """What keeps our own model, which holds its weights dequantised, from taking these files; None when nothing does."""
+def choose_form(located: Located, device: Device) -> Form:
+    """How our own model would hold these files' weights on `device`.
+
+    On a CPU dequantised, where they fit so: each product would dequantise them anew. On a GPU in NF4: memory is for the KV pool
+    there, and a step takes as long as its weights take to be read; only a model so small that this does not count is
+    dequantised.
+    """
     if located.model_type != "mixtral":
-        return f"only the plain backend knows models of the type {located.model_type!r}"
+        return Form(None, f"only the plain backend knows models of the type {located.model_type!r}")
     try:
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
     except (KeyError, TypeError, ValueError) as error:
-        return f"its config.json says what only the plain backend knows ({error})"
-    needed, free = config.num_parameters * compute_dtype(device).itemsize, _free_bytes(device)
-    if needed > _SHARE_FOR_WEIGHTS * free:
-        sizes = f"{needed / 1e9:.1f} GB dequantised, {free / 1e9:.1f} GB free"
-        return f"the weights do not fit ({sizes}); the plain backend holds them in NF4"
-    return None
+        return Form(None, f"its config.json says what only the plain backend knows ({error})")
+    itemsize, free = compute_dtype(device).itemsize, _free_bytes(device)
+    full = config.num_parameters * itemsize
+    if full <= (_SHARE_FOR_WEIGHTS * free if device.name == "cpu" else _SMALL_BYTES):
+        return Form("dequantised", f"its weights fit dequantised ({_gb(full)}, {_gb(free)} free)")
+    others = config.num_parameters - config.num_quantised
+    needed = int(config.num_quantised * _NF4_BYTES) + others * itemsize
+    context = min(config.max_position, _LEAST_CONTEXT)
+    work = config.kv_bytes_per_token(itemsize) * context + _WORK_BYTES
+    sizes = f"{_gb(needed)}, and {_gb(work)} to work with {context} tokens; {_gb(free)} free"
+    if needed + work > free:
+        return Form(None, f"its weights do not fit in NF4 ({sizes})")
+    return Form("nf4", f"its weights fit in NF4 ({sizes})")
+
+
+def choose_threads(config: MixtralConfig, device: Device) -> int:
+    """How many threads torch computes with: one for a small model on a CPU, else what torch chose.
+
+    A step of the demo model is some 700 operations of microseconds, and threads wait for each other at the end of each. With a
+    second thread a step takes 0.7 to 0.9 of the time on two quiet cores, but 2 to 4 times as long when anything else, such as
+    this service's own HTTP, wants one of them: docs/decisions/007-steps-on-a-cpu.md.
+    """
+    small = device.name == "cpu" and config.num_parameters * compute_dtype(device).itemsize <= _SMALL_BYTES
+    return 1 if small else torch.get_num_threads()
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
 
 
 def _free_bytes(device: Device) -> int:

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from runners.base import BackendState, EngineStats, Progress
-from runners.device import Device, compute_dtype, memory_bytes
+from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
 from zopilot_gpu import log
@@ -57,7 +57,9 @@ class MixtralBackend:
         where = torch.device(device.name)
         dtype = compute_dtype(device)
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
-        model = load(located.directory, config, dtype, where, progress)
+        torch.set_num_threads(choose_threads(config, device))
+        dequantise = choose_form(located, device).name == "dequantised"
+        model = load(located.directory, config, dtype, where, progress, dequantise=dequantise)
         size = pool_size(config, dtype, where, max_tokens=_POOL_TOKENS)
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
         _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
@@ -146,8 +148,16 @@ class MixtralBackend:
             pass
 
 
-def load(directory: Path, config: MixtralConfig, dtype: torch.dtype, device: torch.device, progress: Progress) -> Mixtral:
-    """The model in `directory`, from one or several safetensors files.
+def load(
+    directory: Path,
+    config: MixtralConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+    *,
+    dequantise: bool = True,
+) -> Mixtral:
+    """The model in `directory`, from one or several safetensors files; see `zopilot_gpu.model.weights.build`.
 
     Raises:
         ModelUnavailable: a file is damaged, or the files do not make the model that its config describes.
@@ -166,7 +176,7 @@ def load(directory: Path, config: MixtralConfig, dtype: torch.dtype, device: tor
                 tensor: torch.Tensor = holder[name].get_tensor(name)
                 return tensor
 
-            model = build(config, get, dtype, device)
+            model = build(config, get, dtype, device, dequantise=dequantise)
             _refuse_extra(set(holder) - taken, taken, config)
             return model
     except torch.OutOfMemoryError as error:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from runners.causal_lm import CausalLM
 from runners.device import Device
-from zopilot_gpu.model import nf4
+from zopilot_gpu.model import reference
 from zopilot_gpu.model.batch import Batch
+from zopilot_gpu.model.checkpoint import Checkpoint
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import build
@@ -132,6 +133,14 @@ def test_logits_equal_those_of_transformers(twin: Twin, name: str) -> None:
     assert near < 0.2
 
 
+@pytest.mark.parametrize("name", ["demo", *SHAPES])
+def test_the_reference_equals_transformers(twin: Twin, name: str) -> None:
+    directory, ids, _, exact = twin(name)
+    config = MixtralConfig.from_json(json.loads((directory / "config.json").read_text()))
+    source = Checkpoint(config, load_file(directory / "model.safetensors").__getitem__, torch.device("cpu"))
+    assert distance(reference.forward(config, reference.weights(config, source), ids), exact.double()) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["plain", "one KV head"])
 def test_chunks_decodes_and_neighbours_change_nothing(twin: Twin, name: str) -> None:
     directory, ids, *_ = twin(name)
@@ -151,25 +160,6 @@ def test_chunks_decodes_and_neighbours_change_nothing(twin: Twin, name: str) -> 
         made = batch(ids, step)
         logits = model.forward(made, shared)
         assert distance(logits, whole[made.positions]) < 1e-5
-
-
-def test_dequantised_weights_are_bitwise_those_of_bitsandbytes(twin: Twin) -> None:
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    torch.manual_seed(2)
-    for shape in [(64, 64), (96, 128), (33, 192)]:
-        weight = torch.randn(shape).to(torch.bfloat16)
-        packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=False)
-        own = nf4.quantise(weight)
-        assert torch.equal(own.packed, packed.flatten())
-        assert torch.equal(own.dequantise(torch.bfloat16), dequantize_4bit(packed, state))
-    directory, *_ = twin("demo")
-    tensors = load_file(directory / "model.safetensors")
-    name = "model.layers.0.self_attn.q_proj.weight"
-    module = CausalLM(locate("demo"), Device("cpu", "test"), lambda *_: None)._model.model.layers[0].self_attn.q_proj
-    loaded = nf4.from_bitsandbytes(name, tensors.__getitem__)
-    state = module.weight.quant_state
-    assert torch.equal(loaded.dequantise(torch.bfloat16), dequantize_4bit(module.weight.data, state))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,65 @@
 """Causal attention over a paged KV pool. Knows blocks and tables; not who owns them.
 
 The pool of a layer is [2, B, N, K, h]: keys, then values. A sequence's token at position p lies in its block table's entry
-`p // N`, at offset `p % N`. `attend` is the plain twin: any device, no kernel of ours.
+`p // N`, at offset `p % N`. `plan` sorts a step's sequences into groups, once for all layers; `attend` is the plain twin: any
+device, no kernel of ours. More letters:
+
+    D  sequences of a group       M  blocks of its longest context       G  heads a KV head, H / K
+    Q  queries of each            C  positions gathered, M * N
 """
 
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from zopilot_gpu.model.batch import Batch
+
+_MOST_POSITIONS = {"cpu": 4096, "cuda": 65_536}  # of a group: what a cache holds, and what bounds the memory
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sequences with equally many queries in this step and contexts of like length, attended to at once."""
+
+    rows: torch.Tensor  # [D * Q] int64, their tokens in the batch
+    blocks: torch.Tensor  # [D * M] int64
+    padding: torch.Tensor  # [...] int64, which of the D * C positions are beyond a sequence's context
+    mask: torch.Tensor  # [D, 1, Q * G, C], added to the scores: 0, or -inf for what a query must not see
+
+
+def plan(batch: Batch, pool: torch.Tensor, num_heads: int) -> list[Group]:
+    """The groups of a step, the same in every layer. `pool` is any layer's."""
+    size, group_size = pool.shape[2], num_heads // pool.shape[3]
+    num_queries = [end - start for start, end in pairwise(batch.query_starts)]
+    order = sorted(range(batch.num_sequences), key=lambda s: (num_queries[s], batch.context_lens[s]), reverse=True)
+    groups = []
+    for _, alike in groupby(order, key=num_queries.__getitem__):
+        left = list(alike)
+        while left:
+            num_blocks = -(-batch.context_lens[left[0]] // size)
+            count = max(1, _MOST_POSITIONS[pool.device.type] // (num_blocks * size))
+            groups.append(_group(batch, left[:count], num_blocks, pool, group_size))
+            del left[:count]
+    return groups
+
+
+def _group(batch: Batch, sequences: list[int], num_blocks: int, pool: torch.Tensor, group_size: int) -> Group:
+    """The group of these sequences, the longest of which has `num_blocks` blocks."""
+    device, num_positions = pool.device, num_blocks * pool.shape[2]
+    starts = torch.tensor([batch.query_starts[s] for s in sequences], device=device)
+    lens = torch.tensor([batch.context_lens[s] for s in sequences], device=device).unsqueeze(1)  # [D, 1]
+    num_queries = batch.query_starts[sequences[0] + 1] - batch.query_starts[sequences[0]]
+    queries, positions = torch.arange(num_queries, device=device), torch.arange(num_positions, device=device)
+    hidden = positions >= (lens - num_queries + 1 + queries).unsqueeze(2)  # [D, Q, C]
+    mask = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, float("-inf"))
+    return Group(
+        rows=(starts.unsqueeze(1) + queries).flatten(),
+        blocks=batch.block_tables[torch.tensor(sequences, device=device), :num_blocks].flatten(),
+        padding=(positions >= lens).flatten().nonzero().squeeze(1),
+        mask=mask.repeat_interleave(group_size, dim=1).unsqueeze(1),
+    )
 
 
 def write(pool: torch.Tensor, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -19,60 +69,36 @@ def write(pool: torch.Tensor, slots: torch.Tensor, k: torch.Tensor, v: torch.Ten
     flat[1].index_copy_(0, slots, v)
 
 
-def attend(q: torch.Tensor, pool: torch.Tensor, batch: Batch) -> torch.Tensor:
+def attend(q: torch.Tensor, pool: torch.Tensor, groups: list[Group]) -> torch.Tensor:
     """Attention of the step's queries over all that their sequences have in the pool.
 
     Args:
         q: [T, H, h], rotated.
         pool: [2, B, N, K, h], with the step's own keys and values written.
-        batch: whose tokens they are.
+        groups: the step's plan.
 
     Returns:
         [T, H, h] in the dtype of `q`.
     """
     out = torch.empty_like(q)
-    starts = batch.query_starts
-    lengths = [end - start for start, end in pairwise(starts)]
-    decoding = [s for s, length in enumerate(lengths) if length == 1]
-    if decoding:
-        singles = torch.tensor([starts[s] for s in decoding], device=q.device)
-        out[singles] = _attend_single(q[singles], pool, batch, decoding)
-    for s, length in enumerate(lengths):
-        if length > 1:
-            rows = slice(starts[s], starts[s] + length)
-            out[rows] = _attend_chunk(q[rows], pool, batch, s)
+    for group in groups:
+        out.index_copy_(0, group.rows, _attend(q[group.rows], pool, group))
     return out
 
 
-def _attend_single(q: torch.Tensor, pool: torch.Tensor, batch: Batch, sequences: list[int]) -> torch.Tensor:
-    """One query a sequence, all sequences at once, padded to the longest context: [D, H, h] -> [D, H, h]."""
-    lens = torch.tensor([batch.context_lens[s] for s in sequences], device=q.device)
-    positions = torch.arange(max(batch.context_lens[s] for s in sequences), device=q.device)
-    tables = batch.block_tables[torch.tensor(sequences, device=q.device)]
-    mask = positions < lens.unsqueeze(1)  # [D, C]
+def _attend(q: torch.Tensor, pool: torch.Tensor, group: Group) -> torch.Tensor:
+    """One group, in float32: [D * Q, H, h] -> the same. The heads of a KV head are more queries to it: none is repeated."""
+    (num_kv_heads, head_dim), (num_sequences, _, rows, num_positions) = pool.shape[3:], group.mask.shape
+    shape = (num_sequences, num_positions, num_kv_heads, head_dim)
+    k, v = (_gather(part, group).float().view(shape).transpose(1, 2) for part in pool)  # [D, K, C, h]
+    q = q.view(num_sequences, -1, num_kv_heads, q.shape[1] // num_kv_heads, head_dim).transpose(1, 2)  # [D, K, Q, G, h]
+    flat = q.float().reshape(num_sequences, num_kv_heads, rows, head_dim)
+    out = scaled_dot_product_attention(flat, k, v, attn_mask=group.mask).to(q.dtype)
+    return out.view(q.shape).transpose(1, 2).flatten(0, 1).flatten(1, 2)
+
+
+def _gather(part: torch.Tensor, group: Group) -> torch.Tensor:
+    """The group's keys or values [D * C, K, h] out of [B, N, K, h]."""
+    found = part.index_select(0, group.blocks).flatten(0, 1)
     # NOTE: padding reads what others left in the pool. A weight of zero does not undo their NaN: zeroed, not only masked.
-    k, v = (part.masked_fill(~mask[:, :, None, None], 0) for part in _gather(pool, tables, positions))  # [D, C, K, h]
-    return _weigh(q.unsqueeze(2), k, v, mask[:, None, None]).squeeze(2)
-
-
-def _attend_chunk(q: torch.Tensor, pool: torch.Tensor, batch: Batch, sequence: int) -> torch.Tensor:
-    """The last queries of one sequence: [Q, H, h] -> [Q, H, h]."""
-    context = batch.context_lens[sequence]
-    positions = torch.arange(context, device=q.device)
-    k, v = _gather(pool, batch.block_tables[sequence : sequence + 1], positions)  # [1, C, K, h]
-    mask = positions <= positions[context - len(q) :].unsqueeze(1)  # [Q, C]
-    return _weigh(q.transpose(0, 1).unsqueeze(0), k, v, mask).squeeze(0).transpose(0, 1)
-
-
-def _weigh(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """softmax(q k / sqrt(h)) v in float32: q [D, H, Q, h], k and v [D, C, K, h], mask to [D, H, Q, C] -> [D, H, Q, h]."""
-    wide = (q.float(), k.float().transpose(1, 2), v.float().transpose(1, 2))
-    return scaled_dot_product_attention(*wide, attn_mask=mask, enable_gqa=True).to(q.dtype)
-
-
-def _gather(pool: torch.Tensor, tables: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values of `positions` [C] through block `tables` [D, M]: twice [D, C, K, h]."""
-    size = pool.shape[2]
-    blocks = tables[:, positions // size]  # [D, C]
-    offsets = (positions % size).expand_as(blocks)
-    return pool[0, blocks, offsets], pool[1, blocks, offsets]
+    return found.index_fill_(0, group.padding, 0)

@@ -56,11 +56,16 @@ class MixtralConfig:
         )
 
     @property
+    def num_quantised(self) -> int:
+        """Weights that NF4 is for, those of attention and experts: 46.44e9 for Mixtral-8x7B."""
+        heads = (self.num_heads + self.num_kv_heads) * self.head_dim
+        return self.num_layers * self.hidden_size * (2 * heads + self.num_experts * 3 * self.intermediate_size)
+
+    @property
     def num_parameters(self) -> int:
         """Weights in all: 46.7e9 for Mixtral-8x7B."""
-        width, heads = self.hidden_size, (self.num_heads + self.num_kv_heads) * self.head_dim
-        experts = self.num_experts * (3 * width * self.intermediate_size + width)
-        return self.num_layers * (2 * width * heads + experts + 2 * width) + 2 * self.vocab_size * width + width
+        width, vocabulary = self.hidden_size, self.vocab_size * (1 if self.tie_embeddings else 2)
+        return self.num_quantised + width * (self.num_layers * (self.num_experts + 2) + vocabulary + 1)
 
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes that one token takes in the KV pool, over all layers: 131,072 for Mixtral-8x7B in bf16."""

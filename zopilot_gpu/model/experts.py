@@ -1,12 +1,15 @@
 """The experts of one layer, behind one interface. Knows how tokens reach their experts; not which they are sent to.
 
-Every implementation computes the same function; `DenseExperts` is the plain one, for any device.
+Every implementation computes the same function; `GroupedExperts` is the plain one, for any device and any form of weights.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
+
+from zopilot_gpu.model.linear import Linear
 
 
 class Experts(Protocol):
@@ -26,24 +29,28 @@ class Experts(Protocol):
         ...
 
 
-class DenseExperts:
-    """Weights in full, dequantised once; tokens are grouped by expert, so each expert is one product over its own tokens."""
+class GroupedExperts:
+    """Tokens in the order of their experts: each expert that is hit is two products over its own tokens, one after the other.
 
-    def __init__(self, w13: torch.Tensor, w2: torch.Tensor) -> None:
-        self._w13 = w13  # [E, 2f, d]: the gate w1 above the up projection w3
-        self._w2 = w2  # [E, d, f]
+    Args:
+        w13: d -> 2f of each expert: the gate w1, then the up projection w3.
+        w2: f -> d of each expert.
+    """
+
+    def __init__(self, w13: Sequence[Linear], w2: Sequence[Linear]) -> None:
+        self._w13, self._w2 = w13, w2
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """See `Experts`."""
-        num_experts, per_token = self._w13.shape[0], chosen.shape[1]
         order = chosen.flatten().argsort(stable=True)  # [T * k], assignments in the order of their experts
-        tokens = order // per_token
-        counts = chosen.flatten().bincount(minlength=num_experts).tolist()
-        out = torch.zeros_like(x)
-        parts = zip(torch.split(tokens, counts), torch.split(weights.flatten()[order], counts), strict=True)
-        for expert, (rows, shares) in enumerate(parts):
-            if rows.numel():
-                gate, up = linear(x[rows], self._w13[expert]).chunk(2, dim=-1)
-                y = linear(silu(gate) * up, self._w2[expert])
-                out.index_add_(0, rows, y * shares.unsqueeze(1))
-        return out
+        counts = chosen.flatten().bincount(minlength=len(self._w13)).tolist()
+        gate, up = _each(self._w13, x[order // chosen.shape[1]], counts).chunk(2, dim=-1)
+        y = _each(self._w2, silu(gate) * up, counts)  # [T * k, d]
+        y = torch.empty_like(y).index_copy_(0, order, y)
+        return (y.view(*chosen.shape, -1) * weights.unsqueeze(-1)).sum(dim=1)
+
+
+def _each(products: Sequence[Linear], rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Each expert's product with its own `counts` of `rows`; experts without any are not touched."""
+    parts = zip(products, torch.split(rows, counts), strict=True)
+    return torch.cat([product(part) for product, part in parts if len(part)])

@@ -5,7 +5,7 @@ a layer, and a router that sends each token to k of E experts. Rounding follows 
 rotary angles and routing in float32, everything else in the weights' dtype. Shapes: `zopilot_gpu.model`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,7 @@ from zopilot_gpu.model import attention
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.experts import Experts
-
-Linear = Callable[[torch.Tensor], torch.Tensor]
+from zopilot_gpu.model.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +53,21 @@ class Mixtral:
             [R, V] in float32.
         """
         x = embedding(batch.token_ids, self.embedding)  # [T, d]
-        cos, sin = self.rotary[batch.positions].unbind(1)  # [T, h] each
+        rotary = self.rotary[batch.positions]  # [T, 2, h]
+        groups = attention.plan(batch, pools[0], self.config.num_heads)
         for layer, pool in zip(self.layers, pools, strict=True):
-            x = x + self._attend(layer, self._norm(x, layer.attention_norm), cos, sin, pool, batch)
+            q, k, v = self._project(layer, self._norm(x, layer.attention_norm), rotary)
+            attention.write(pool, batch.slots, k, v)
+            x = x + layer.output(attention.attend(q, pool, groups).flatten(1))
             x = x + self._mix(layer, self._norm(x, layer.experts_norm))
         return linear(self._norm(x[batch.logit_rows], self.norm), self.head).float()
 
-    def _attend(
-        self, layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, pool: torch.Tensor, batch: Batch
-    ) -> torch.Tensor:
-        config = self.config
-        heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        q, k, v = torch.split(layer.qkv(x).view(len(x), -1, config.head_dim), heads, dim=1)  # [T, H or K, h]
-        attention.write(pool, batch.slots, rotate(k, cos, sin), v)
-        out = attention.attend(rotate(q, cos, sin), pool, batch)
-        return layer.output(out.flatten(1))
+    def _project(self, layer: Layer, x: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries [T, H, h], keys and values [T, K, h]: [T, d] -> three."""
+        heads = [self.config.num_heads, self.config.num_kv_heads]
+        qk, v = torch.split(layer.qkv(x).view(len(x), -1, self.config.head_dim), [sum(heads), heads[1]], dim=1)
+        q, k = torch.split(rotate(qk, rotary), heads, dim=1)
+        return q, k, v
 
     def _mix(self, layer: Layer, x: torch.Tensor) -> torch.Tensor:
         shares, chosen = softmax(linear(x, layer.router), dim=-1, dtype=torch.float32).topk(self.config.num_experts_per_token)
@@ -81,10 +80,11 @@ class Mixtral:
         return weight * (wide * (wide.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()).to(x.dtype)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864), the halves of a head as pairs: x [T, heads, h], cos and sin [T, h]."""
+def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (arXiv 2104.09864), the halves of a head as pairs: x [T, heads, h], rotary [T, 2, h]."""
+    cos, sin = rotary.unsqueeze(2).unbind(1)  # [T, 1, h] each
     left, right = x.chunk(2, dim=-1)
-    return x * cos.unsqueeze(1) + torch.cat((-right, left), dim=-1) * sin.unsqueeze(1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
 def rotary_table(config: MixtralConfig, positions: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

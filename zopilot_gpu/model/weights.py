@@ -1,90 +1,153 @@
-"""Builds a Mixtral from the named tensors of a checkpoint. Knows transformers' names; takes bf16 sources and NF4 ones.
+"""Builds a Mixtral from named tensors. Knows the packed names, and in which form weights are held; `checkpoint` knows others'.
 
-Linear layers of a source in full precision go through NF4 as they come in, so that both kinds of checkpoint give the same
-model; router, embeddings, norms and head stay as they are.
+Packed tensors, of layer i: `layers.{i}.attention_norm`, `.experts_norm`, `.router` in bf16, and four weights in NF4:
+
+    qkv     [(H + 2K) * h, d]    q, k and v end to end        w13    [E, 2f, d]    w1 above w3, of each expert
+    output  [d, H * h]                                        w2     [E, d, f]
+
+each as `X.packed` [..., n / 2] and `X.absmax` [..., n / 64], or for absmax in NF4's nested form `X.absmax_codes` [..., n / 64],
+`X.absmax_scales` and `X.absmax_offsets` [..., n / 64 / 256], where n is rows * columns. Of the model: `embedding` [V, d],
+`norm` [d] and `head` [V, d], which is absent when tied.
 """
 
 from collections.abc import Callable
-from functools import partial
+from math import prod
+from typing import Protocol
 
 import torch
-from torch.nn.functional import linear
 
-from zopilot_gpu.model import nf4
+from zopilot_gpu.model import linear
+from zopilot_gpu.model.checkpoint import Checkpoint
 from zopilot_gpu.model.config import MixtralConfig
-from zopilot_gpu.model.experts import DenseExperts
-from zopilot_gpu.model.mixtral import Layer, Linear, Mixtral, rotary_table
+from zopilot_gpu.model.experts import GroupedExperts
+from zopilot_gpu.model.mixtral import Layer, Mixtral, rotary_table
+from zopilot_gpu.model.nf4 import BLOCK, GROUP, NF4, Nested
 
 Get = Callable[[str], torch.Tensor]
 
 
-def build(config: MixtralConfig, get: Get, dtype: torch.dtype, device: torch.device) -> Mixtral:
-    """The model that the tensors of `get` make, dequantised once and computing in `dtype`.
+class Source(Protocol):
+    """Tensors by their packed names, on the device."""
+
+    def plain(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """One in full. Raises KeyError where it is missing, ValueError where it is of another shape."""
+        ...
+
+    def quantised(self, name: str, shape: tuple[int, ...]) -> NF4:
+        """One in NF4. Raises KeyError where a part is missing, ValueError where one is of another shape or format."""
+        ...
+
+
+def build(config: MixtralConfig, get: Get, dtype: torch.dtype, device: torch.device, *, dequantise: bool = True) -> Mixtral:
+    """The model that a checkpoint with transformers' names makes, in bf16 or quantised by bitsandbytes.
+
+    What is in full precision goes through NF4 as it comes in, tensor by tensor on the device, so that all sources give the
+    same model. Memory at the end, 8x7B in NF4: 24.5 GB from double quantisation, 25.2 GB from bf16. On the way, a layer's
+    experts (0.5 GB) and one source tensor more; in a forward pass, one expert's matrix (0.25 GB).
 
     Args:
         config: its sizes.
-        get: a checkpoint's tensor by its name; raises KeyError for one that is not there.
-        dtype: of weights and activations.
+        get: a tensor by its name; raises KeyError for one that is not there.
+        dtype: of activations, and of all weights but those in NF4.
         device: where they go.
+        dequantise: whether weights are dequantised once, or held in NF4 and multiplied with so.
 
     Raises:
         KeyError: a tensor is missing.
         ValueError: a tensor has the wrong shape or format.
     """
-    source = _Source(get, dtype, device)
-    width = config.hidden_size
-    embedding = source.plain("model.embed_tokens.weight", (config.vocab_size, width))
-    head = embedding if config.tie_embeddings else source.plain("lm_head.weight", (config.vocab_size, width))
+    return _assemble(config, Checkpoint(config, get, device), dtype, dequantise=dequantise)
+
+
+def build_packed(
+    config: MixtralConfig, get: Get, dtype: torch.dtype, device: torch.device, *, dequantise: bool = False
+) -> Mixtral:
+    """The model that packed tensors make; see `build`. Nothing is joined, so nothing is needed twice on the way."""
+    return _assemble(config, Packed(get, device), dtype, dequantise=dequantise)
+
+
+def shapes(config: MixtralConfig) -> dict[str, tuple[int, ...]]:
+    """Of every tensor by its packed name; of those in NF4, the shape that they have dequantised."""
+    width, inner, num_experts = config.hidden_size, config.intermediate_size, config.num_experts
+    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = {
+        "attention_norm": (width,),
+        "qkv": (q_size + 2 * kv_size, width),
+        "output": (width, q_size),
+        "experts_norm": (width,),
+        "router": (num_experts, width),
+        "w13": (num_experts, 2 * inner, width),
+        "w2": (num_experts, width, inner),
+    }
+    layers = {f"layers.{index}.{part}": shape for index in range(config.num_layers) for part, shape in layer.items()}
+    head = {} if config.tie_embeddings else {"head": (config.vocab_size, width)}
+    return {"embedding": (config.vocab_size, width), **layers, "norm": (width,), **head}
+
+
+def is_quantised(name: str) -> bool:
+    """Whether the tensor of this packed name is in NF4."""
+    return name.rpartition(".")[2] in {"qkv", "output", "w13", "w2"}
+
+
+def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequantise: bool) -> Mixtral:
+    shape_of = shapes(config)
+
+    def plain(name: str) -> torch.Tensor:
+        return source.plain(name, shape_of[name]).to(dtype)
+
+    def product(weight: NF4) -> linear.Linear:
+        return linear.dense(weight, dtype) if dequantise else linear.quantised(weight)
+
+    def layer(name: str) -> Layer:
+        qkv, output, w13, w2 = (f"{name}.{part}" for part in ("qkv", "output", "w13", "w2"))
+        return Layer(
+            attention_norm=plain(f"{name}.attention_norm"),
+            qkv=product(source.quantised(qkv, shape_of[qkv])),
+            output=product(source.quantised(output, shape_of[output])),
+            experts_norm=plain(f"{name}.experts_norm"),
+            router=plain(f"{name}.router"),
+            experts=GroupedExperts(
+                [product(expert) for expert in source.quantised(w13, shape_of[w13]).unbind()],
+                [product(expert) for expert in source.quantised(w2, shape_of[w2]).unbind()],
+            ),
+        )
+
+    embedding = plain("embedding")
     return Mixtral(
         config=config,
         embedding=embedding,
-        layers=[_layer(config, source, f"model.layers.{index}") for index in range(config.num_layers)],
-        norm=source.plain("model.norm.weight", (width,)),
-        head=head,
-        rotary=rotary_table(config, config.max_position, dtype, device),
+        layers=[layer(f"layers.{index}") for index in range(config.num_layers)],
+        norm=plain("norm"),
+        head=embedding if config.tie_embeddings else plain("head"),
+        rotary=rotary_table(config, config.max_position, dtype, embedding.device),
     )
 
 
-def _layer(config: MixtralConfig, source: "_Source", name: str) -> Layer:
-    width, inner = config.hidden_size, config.intermediate_size
-    q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    sizes = {"q": q_size, "k": kv_size, "v": kv_size}
-    qkv = [source.quantised(f"{name}.self_attn.{part}_proj.weight", (size, width)) for part, size in sizes.items()]
-    moe = f"{name}.block_sparse_moe"
-    experts = [f"{moe}.experts.{index}" for index in range(config.num_experts)]
-    w13 = [source.quantised(f"{expert}.{part}.weight", (inner, width)) for expert in experts for part in ("w1", "w3")]
-    w2 = [source.quantised(f"{expert}.w2.weight", (width, inner)) for expert in experts]
-    return Layer(
-        attention_norm=source.plain(f"{name}.input_layernorm.weight", (width,)),
-        qkv=_linear(torch.cat(qkv)),
-        output=_linear(source.quantised(f"{name}.self_attn.o_proj.weight", (width, q_size))),
-        experts_norm=source.plain(f"{name}.post_attention_layernorm.weight", (width,)),
-        router=source.plain(f"{moe}.gate.weight", (config.num_experts, width)),
-        experts=DenseExperts(torch.stack(w13).view(config.num_experts, 2 * inner, width), torch.stack(w2)),
-    )
+class Packed:
+    """A `Source` of tensors that have the packed names already."""
 
-
-def _linear(weight: torch.Tensor) -> Linear:
-    return partial(linear, weight=weight)
-
-
-class _Source:
-    """A checkpoint's tensors, checked and brought to one dtype and device."""
-
-    def __init__(self, get: Get, dtype: torch.dtype, device: torch.device) -> None:
-        self._get, self._dtype, self._device = get, dtype, device
+    def __init__(self, get: Get, device: torch.device) -> None:
+        self._get, self._device = get, device
 
     def plain(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        tensor = self._get(name)
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {shape}")
-        return tensor.to(self._device, self._dtype)
+        """See `Source`."""
+        return self._take(name, shape, torch.bfloat16)
 
-    def quantised(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
+    def quantised(self, name: str, shape: tuple[int, ...]) -> NF4:
+        """See `Source`."""
+        *leading, size = *shape[:-2], prod(shape[-2:])
+        packed = self._take(f"{name}.packed", (*leading, size // 2), torch.uint8)
+        blocks, groups = (*leading, size // BLOCK), (*leading, size // BLOCK // GROUP)
+        try:
+            absmax = self._take(f"{name}.absmax", blocks, torch.bfloat16, torch.float32)
+        except KeyError:
+            codes = self._take(f"{name}.absmax_codes", blocks, torch.uint8)
+            parts = [self._take(f"{name}.absmax_{part}", groups, torch.float32) for part in ("scales", "offsets")]
+            return NF4(packed, Nested(codes, *parts), shape)
+        return NF4(packed, absmax, shape)
+
+    def _take(self, name: str, shape: tuple[int, ...], *dtypes: torch.dtype) -> torch.Tensor:
         tensor = self._get(name)
-        is_nf4 = tensor.dtype == torch.uint8
-        weight = nf4.from_bitsandbytes(name, self._get) if is_nf4 else nf4.quantise(tensor)
-        if weight.shape != shape:
-            raise ValueError(f"{name} has the shape {weight.shape}, not {shape}")
-        # NOTE: bf16 on the way, whatever the dtype: it is what bitsandbytes multiplies with.
-        return weight.dequantise(torch.bfloat16).to(self._device, self._dtype)
+        if tensor.shape != shape or tensor.dtype not in dtypes:
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtypes[0]} {shape}")
+        return tensor.to(self._device)

@@ -1,35 +1,44 @@
 """Which backend runs is resolved in one place, with its reason."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from runners import device as devices
 from runners.background import choose_backend
-from runners.device import Device, compute_dtype, why_not_mixtral
+from runners.device import Device, Form, choose_form, choose_threads, compute_dtype
 from zopilot_gpu.errors import ModelUnavailable
+from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store.locate import Located, locate
 
 CPU = Device("cpu", "test")
+GPU = Device("cuda", "test")
+
+
+FITS = Form("nf4", "its weights fit in NF4")
+TOO_LARGE = Form(None, "it is too large")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "obstacle", "name", "why"),
+    ("wanted", "form", "name", "why"),
     [
-        ("plain", None, "plain", "ZOPILOT_GPU_RUNNER=plain"),
-        ("plain", "it is too large", "plain", "ZOPILOT_GPU_RUNNER=plain"),
-        ("auto", None, "mixtral", "the model is a Mixtral, and its weights fit dequantised"),
-        ("auto", "it is too large", "plain", "it is too large"),
-        ("mixtral", None, "mixtral", "the model is a Mixtral, and its weights fit dequantised"),
+        ("plain", FITS, "plain", "ZOPILOT_GPU_RUNNER=plain"),
+        ("plain", TOO_LARGE, "plain", "ZOPILOT_GPU_RUNNER=plain"),
+        ("auto", FITS, "mixtral", "the model is a Mixtral, and its weights fit in NF4"),
+        ("auto", TOO_LARGE, "plain", "it is too large"),
+        ("mixtral", FITS, "mixtral", "the model is a Mixtral, and its weights fit in NF4"),
     ],
 )
-def test_the_choice_and_its_reason(wanted: str, obstacle: str | None, name: str, why: str) -> None:
-    assert choose_backend(wanted, obstacle) == (name, why)
+def test_the_choice_and_its_reason(wanted: str, form: Form, name: str, why: str) -> None:
+    assert choose_backend(wanted, form) == (name, why)
 
 
 def test_a_choice_that_can_not_be_is_an_error_with_the_reason() -> None:
     with pytest.raises(ModelUnavailable) as refusal:
-        choose_backend("mixtral", "it is too large")
+        choose_backend("mixtral", TOO_LARGE)
     assert refusal.value.detail == "ZOPILOT_GPU_RUNNER=mixtral, but it is too large."
 
 
@@ -41,20 +50,48 @@ def changed(directory: Path, **fields: object) -> Located:
     return Located("changed", directory, None, str(config["model_type"]))
 
 
-def test_the_demo_model_on_a_cpu_suits() -> None:
-    assert why_not_mixtral(locate("demo"), CPU) is None
+def test_the_demo_model_is_held_dequantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_free_bytes", lambda device: 1 << 30)
+    for device in (CPU, GPU):
+        form = choose_form(locate("demo"), device)
+        assert form.name == "dequantised"
+        assert form.reason.endswith("1.07 GB free)")
     assert compute_dtype(CPU).itemsize == 4
 
 
-def test_another_architecture_does_not(tmp_path: Path) -> None:
-    assert "'llama'" in str(why_not_mixtral(changed(tmp_path, model_type="llama"), CPU))
+def test_another_architecture_does_not_suit(tmp_path: Path) -> None:
+    form = choose_form(changed(tmp_path, model_type="llama"), CPU)
+    assert form.name is None
+    assert "'llama'" in form.reason
 
 
 def test_a_mixtral_with_a_part_of_its_own_does_not(tmp_path: Path) -> None:
-    assert "sliding-window" in str(why_not_mixtral(changed(tmp_path, sliding_window=4096), CPU))
+    form = choose_form(changed(tmp_path, sliding_window=4096), CPU)
+    assert form.name is None
+    assert "sliding-window" in form.reason
 
 
-def test_mixtral_8x7b_does_not_fit_dequantised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("device", "free_gb", "name", "reason"),
+    [
+        (CPU, 320, "dequantised", "its weights fit dequantised (186.81 GB, 320.00 GB free)"),
+        (CPU, 300, "nf4", "its weights fit in NF4 (25.67 GB, and 2.07 GB to work with 4096 tokens; 300.00 GB free)"),
+        (CPU, 27, None, "its weights do not fit in NF4 (25.67 GB, and 2.07 GB to work with 4096 tokens; 27.00 GB free)"),
+        (GPU, 140, "nf4", "its weights fit in NF4 (25.14 GB, and 1.54 GB to work with 4096 tokens; 140.00 GB free)"),
+        (GPU, 26.6, None, "its weights do not fit in NF4 (25.14 GB, and 1.54 GB to work with 4096 tokens; 26.60 GB free)"),
+    ],
+)
+def test_how_mixtral_8x7b_is_held_and_why(
+    device: Device, free_gb: float, name: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32}
-    full = changed(tmp_path, **sizes, num_key_value_heads=8, head_dim=128, vocab_size=32_000)
-    assert "186.8 GB dequantised" in str(why_not_mixtral(full, CPU))
+    full = changed(tmp_path, **sizes, num_key_value_heads=8, head_dim=128, vocab_size=32_000, max_position_embeddings=32_768)
+    monkeypatch.setattr(devices, "_free_bytes", lambda device: int(free_gb * 1e9))
+    assert choose_form(full, device) == Form(name, reason)  # type: ignore[arg-type]
+
+
+def test_a_small_model_on_a_cpu_gets_one_thread() -> None:
+    small = MixtralConfig.from_json(json.loads((locate("demo").directory / "config.json").read_text()))
+    large = replace(small, num_layers=1000)
+    assert choose_threads(small, CPU) == 1
+    assert choose_threads(large, CPU) == choose_threads(small, GPU) == torch.get_num_threads()
