@@ -7,7 +7,7 @@ The floors, from the ground up; imports only go down (`tests/house/test_floors.p
     2  engine  store  text             token ids, files, text; strangers to each other
     3  runners/                        the only place where store, text, engine and model meet
     4  api                             HTTP; never sees torch
-    5  cli  demo  (service.py)         what a person starts
+    5  cli  demo  bench  (service.py)  what a person starts; bench is a client and sees neither torch nor runners
 """
 
 __version__ = "0.1.0"

@@ -2,10 +2,12 @@
 
 import json
 import sys
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import typer
+
+from zopilot_gpu.cli.common import fail, read_object
 
 _TIMEOUT_S = 600
 
@@ -24,7 +26,7 @@ def prompt(  # noqa: PLR0913  (one parameter an option)
     """Ask a running service; the answer goes to standard output while it is generated."""
     body: dict[str, Any] = {"prompt": text, "stream": True}
     if context is not None:
-        body["context"] = _read_object(context)
+        body["context"] = read_object(context)
     chosen = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     body |= {name: value for name, value in chosen.items() if value is not None}
     headers = {"X-API-Key": key.split(",")[0].strip()} if key else {}
@@ -32,23 +34,13 @@ def prompt(  # noqa: PLR0913  (one parameter an option)
         with httpx.stream("POST", f"{url.rstrip('/')}/prompt", json=body, headers=headers, timeout=_TIMEOUT_S) as response:
             if response.is_error:
                 response.read()
-                _fail(response.json()["error"]["message"])
+                fail(response.json()["error"]["message"])
             if not _print_events(response, show_metadata=metadata):
-                _fail("The answer was cut.")
+                fail("The answer was cut.")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(f"No answer from {url}: {error}")
+        fail(f"No answer from {url}: {error}")
     except (KeyError, ValueError):
-        _fail(f"What answers at {url} is not this service, or the key is not one.")
-
-
-def _read_object(file: typer.FileText) -> dict[str, Any]:
-    try:
-        content = json.load(file)
-    except ValueError as error:
-        _fail(f"{file.name} is not JSON: {error}")
-    if not isinstance(content, dict):
-        _fail(f"{file.name} must hold a JSON object.")
-    return dict(content)
+        fail(f"What answers at {url} is not this service, or the key is not one.")
 
 
 def _print_events(response: httpx.Response, *, show_metadata: bool) -> bool:
@@ -65,15 +57,10 @@ def _print_events(response: httpx.Response, *, show_metadata: bool) -> bool:
                 sys.stdout.flush()
             elif event == "error":
                 sys.stdout.write("\n")
-                _fail(data["error"]["message"])
+                fail(data["error"]["message"])
             elif event == "done":
                 sys.stdout.write("\n")
                 if show_metadata:
                     typer.echo(json.dumps(data["metadata"], indent=2), err=True)
                 return True
     return False
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"zopilot-gpu: {message}", err=True)
-    raise typer.Exit(1)

@@ -1,0 +1,23 @@
+"""What the commands share: how they fail, and how they read a file that a person names."""
+
+import json
+from typing import Any, NoReturn
+
+import typer
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the command with one sentence on standard error and status 1."""
+    typer.echo(f"zopilot-gpu: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def read_object(file: typer.FileText) -> dict[str, Any]:
+    """The JSON object in `file`; anything else ends the command."""
+    try:
+        content = json.load(file)
+    except ValueError as error:
+        fail(f"{file.name} is not JSON: {error}")
+    if not isinstance(content, dict):
+        fail(f"{file.name} must hold a JSON object.")
+    return dict(content)
