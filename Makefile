@@ -41,8 +41,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 
 lock: setup ## new locks from pyproject.toml; LOCK_FLAGS=--upgrade for newer versions
 	$(LOCK) $(LOCK_FLAGS) --output-file requirements/tools.lock.txt requirements/tools.in
-	$(LOCK) $(LOCK_FLAGS) --output-file requirements/runtime.lock.txt pyproject.toml
-	$(LOCK) $(LOCK_FLAGS) --output-file requirements/dev.lock.txt --constraint requirements/runtime.lock.txt --extra dev pyproject.toml
+	$(LOCK) $(LOCK_FLAGS) --output-file requirements/runtime.lock.txt --extra runpod pyproject.toml
+	$(LOCK) $(LOCK_FLAGS) --output-file requirements/dev.lock.txt --constraint requirements/runtime.lock.txt --extra dev --extra runpod pyproject.toml
 
 clean:
 	rm -rf .venv
