@@ -8,8 +8,9 @@ A mask is a row of bits, token t being bit t % 32 of word t // 32.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ _OPTIONS: Any = {  # a TypedDict of the library that exists for type checkers on
     "whitespace_pattern": None,
     "coerce_one_of": False,
     "lenient": False,
-    "json_allowed_escapes": None,
+    "json_allowed_escapes": 'nrbtf\\"',  # NOTE: with \u, "\u0061" would be a name that no property "a" stands for
     "json_allow_general_unicode_escapes": False,
 }
 
@@ -44,7 +45,7 @@ class Grammar:
     @property
     def ended(self) -> bool:
         """Whether the text is whole and nothing can follow."""
-        return self.matcher.is_stopped()
+        return self.matcher.is_stopped() and not self.matcher.is_error()
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Moves on by tokens that the mask allowed.
@@ -52,17 +53,36 @@ class Grammar:
         Raises:
             GrammarError: it did not, or a limit was met.
         """
-        if not self.matcher.consume_tokens(list(token_ids)):
-            raise GrammarError(self.matcher.get_error())
+        with _no_panic():
+            self.matcher.consume_tokens(list(token_ids))
+        self.check()
 
     def forced(self) -> list[int]:
-        """The tokens that have to follow, as the tokenizer would write them; often none."""
-        return self.matcher.compute_ff_tokens()
+        """The tokens that have to follow, as the tokenizer would write them; often none.
+
+        Raises:
+            GrammarError: a limit was met.
+        """
+        with _no_panic():
+            tokens = self.matcher.compute_ff_tokens()
+        self.check()
+        return tokens
 
     def fill(self, masks: Mask, row: int) -> None:
-        """Writes the mask of the next token into one row of `masks`; `Masks` does the same for many."""
+        """Writes the mask of the next token into one row of `masks`; `Masks` does the same for many.
+
+        Raises:
+            GrammarError: a limit was met.
+        """
         words = masks[row]
-        self.matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        with _no_panic():
+            self.matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        self.check()
+
+    def check(self) -> None:
+        """Raises GrammarError where a limit was met. NOTE: the mask then allows the end of the sequence, and nothing else."""
+        if self.matcher.is_error():
+            raise GrammarError(self.matcher.stop_reason())  # NOTE: get_error() holds the caller's text
 
 
 class Compiler:
@@ -101,10 +121,14 @@ class Compiler:
         return Grammar(matcher.deep_copy())
 
     def _make(self, schema: str) -> LLMatcher:
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        with _no_panic():
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+            except ValueError as error:
+                raise GrammarError(str(error)) from None
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise GrammarError(matcher.get_error())
+            raise GrammarError(matcher.get_error().partition("<state>")[0])
         return matcher
 
 
@@ -116,13 +140,28 @@ class Masks:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     def start(self, masks: Mask, grammars: Sequence[tuple[int, Grammar]]) -> "Future[Mask]":
-        """Begins to write the masks of `grammars` into their rows of `masks`."""
+        """Begins to write the masks of `grammars` into their rows of `masks`.
+
+        A grammar that meets a limit gets a mask for the end of its sequence, and is in error: see `Grammar.check`.
+        """
         return self._thread.submit(self._fill, masks, [(grammar.matcher, row) for row, grammar in grammars])
 
     def _fill(self, masks: Mask, matchers: list[tuple[LLMatcher, int]]) -> Mask:
         if matchers:
-            self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
+            with _no_panic():
+                self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
         return masks
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """NOTE: a panic of the library comes as a BaseException, which no thread here would outlive."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise GrammarError("the grammar library failed") from None
+        raise
 
 
 def open_masks(num_rows: int, vocab_size: int) -> Mask:
