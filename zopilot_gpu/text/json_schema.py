@@ -56,7 +56,7 @@ def _anything(inner: object) -> Schema:
 _NAME, _INNER_NAME = "zopilot_gpu.any", "zopilot_gpu.any.inner"
 _REFERENCE, _INNER_REFERENCE = {"$ref": f"#/$defs/{_NAME}"}, {"$ref": f"#/$defs/{_INNER_NAME}"}
 _ANY = {_NAME: _anything(_REFERENCE)}
-_ANY_OF_MIXED = {_NAME: _anything(_INNER_REFERENCE), _INNER_NAME: _anything(True)}
+_ANY_OF_MIXED = {_NAME: _anything(_INNER_REFERENCE), _INNER_NAME: _anything({})}
 
 
 def narrow(schema: Schema) -> dict[str, Any]:

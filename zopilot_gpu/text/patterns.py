@@ -13,7 +13,7 @@ _NARROW = {"d": "0-9", "w": "A-Za-z0-9_", "s": r" \t\n\r\f\v"}
 # NOTE: not \d and \w, which the library reads as ASCII.
 _WIDE = {"d": r"\p{Nd}", "w": r"\p{Alphabetic}\p{M}\p{N}\p{Pc}", "s": r"\s\x1C-\x1F\uFEFF"}
 _NO_LINE_BREAK = r"[^\n\r\u2028\u2029]"
-_ESCAPE = r"\\(?:[\^$\\.*+?()\[\]{}|/\-tnvfr]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]+\})"
+_ESCAPE = r"\\(?:[!-/:-@\[-`{-~tnvfr]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|u\{[0-9A-Fa-f]+\})"
 _PIECE = re.compile(
     rf"(?P<kin>\\[dDwWsS])|(?P<escape>{_ESCAPE}|\\[pP]\{{[A-Za-z_=]+\}})|(?P<unknown>\\.?)"
     r"|\[(?P<excluded>\^?)(?P<members>(?:\\.|[^\]\\])*)\]|(?P<repetition>[*+?]|\{[0-9]+(?:,[0-9]*)?\})"
@@ -74,6 +74,8 @@ def to_ascii(pattern: str) -> str:
             text = _class(found["members"], excluded=bool(found["excluded"]))
         elif text == ".":
             text = _NO_LINE_BREAK
+        elif kind == "escape":
+            text = _plain(text)
         pieces.append(text)
     return "".join(pieces)
 
@@ -102,5 +104,7 @@ def _kin(letter: str, *, excluded: bool) -> str:
 
 
 def _plain(character: str) -> str:
-    """A member that Rust would read as the beginning of a class in the class, or of an operation between two."""
+    r"""One that needs no escape for Rust, which refuses some; or escaped where it would be an operation in a class."""
+    if character[:1] == "\\" and character[1:] in set("!\"#%',/:;<=>@_`"):
+        return character[1:]
     return f"\\{character}" if character in {"[", "&", "~", "-"} else character
