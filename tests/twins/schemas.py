@@ -169,7 +169,7 @@ def drawn(seed: int, count: int) -> Iterator[Schema]:
         yield schema
 
 
-def _shape(dice: random.Random, depth: int) -> Schema:
+def _shape(dice: random.Random, depth: int) -> Schema:  # noqa: PLR0911
     if depth == 0 or dice.random() < 0.15:
         return {"$ref": "#/$defs/leaf"} if dice.random() < 0.1 else _leaf(dice)
 

@@ -66,6 +66,11 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Any:
+    return random_model(tokenizer)
+
+
+def random_model(tokenizer: Tokenizer) -> Any:
+    """A Mixtral of random weights for the demo model's tokenizer, tiny and fast."""
     torch.manual_seed(14)
     sizes = HuggingFaceConfig(
         vocab_size=1024,
@@ -156,6 +161,6 @@ def _multiple_of(_: Any, step: float, value: Any, __: Any) -> Iterator[jsonschem
 
 
 _PYTHON = {
-    None: extend(jsonschema.Draft202012Validator, {"multipleOf": _multiple_of}),
-    "http://json-schema.org/draft-07/schema#": extend(jsonschema.Draft7Validator, {"multipleOf": _multiple_of}),
+    None: extend(jsonschema.Draft202012Validator, {"multipleOf": _multiple_of}),  # type: ignore[no-untyped-call]
+    "http://json-schema.org/draft-07/schema#": extend(jsonschema.Draft7Validator, {"multipleOf": _multiple_of}),  # type: ignore[no-untyped-call]
 }

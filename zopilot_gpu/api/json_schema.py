@@ -16,7 +16,7 @@ from zopilot_gpu.events import Done
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
-MAX_NAMES = 2000  # properties and enum values in all
+MAX_NAMES = 2000  # properties and values of const and enum in all
 MAX_PATTERNS = 100
 MAX_REFERENCES = 200  # different ones; compiling goes as deep as they lead
 MAX_OUTPUT_DEPTH = 200  # JSON libraries give up on more, each at its own depth
@@ -46,6 +46,8 @@ def read(schema: Mapping[str, Any]) -> str:
     """
     try:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+    except RecursionError:
+        raise _refusal(f"may be nested at most {MAX_DEPTH} deep") from None
     except ValueError:
         raise _refusal("must be plain JSON, without NaN, Infinity or integers of thousands of digits") from None
     if len(text.encode()) > MAX_BYTES:
@@ -65,12 +67,13 @@ def _refuse_beyond_limits(schema: Mapping[str, Any]) -> None:
     num_names = num_patterns = 0
     references = set[str]()
     for part, depth in _walk(schema):
-        num_names += sum(_size(part.get(keyword)) for keyword in ("properties", "patternProperties", "enum"))
+        num_names += _size(part.get("properties")) + _size(part.get("patternProperties"))
+        num_names += sum(_num_values(part[keyword]) for keyword in ("const", "enum") if keyword in part)
         num_patterns += ("pattern" in part) + _size(part.get("patternProperties"))
         if depth > MAX_DEPTH:
             raise _refusal(f"may be nested at most {MAX_DEPTH} deep")
         if num_names > MAX_NAMES:
-            raise _refusal(f"may have at most {MAX_NAMES} properties and enum values")
+            raise _refusal(f"may have at most {MAX_NAMES} properties and values of const and enum")
         if num_patterns > MAX_PATTERNS:
             raise _refusal(f"may have at most {MAX_PATTERNS} patterns")
         found = {part[keyword] for keyword in ("$ref", "$dynamicRef") if isinstance(part.get(keyword), str)}
@@ -129,6 +132,18 @@ def _walk(value: Any) -> Iterator[tuple[Mapping[str, Any], int]]:
         if isinstance(part, Mapping | list):
             yield part if isinstance(part, Mapping) else {}, depth
             left += [(one, depth + 1) for one in (part.values() if isinstance(part, Mapping) else part)]
+
+
+def _num_values(data: Any) -> int:
+    """The values in `data` that hold no others."""
+    num, left = 0, [data]
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping | list):
+            left += part.values() if isinstance(part, Mapping) else part
+        else:
+            num += 1
+    return num
 
 
 def _size(group: object) -> int:

@@ -17,9 +17,12 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from zopilot_gpu.errors import InvalidRequest
+
 Mask = NDArray[np.int32]
 
 _REMEMBERED = 64
+_REMEMBERED_CHARS = 128 * 1024  # of all their schemas: memory grows with the text, some 500 bytes for each
 _OPTIONS: Any = {  # a TypedDict of the library that exists for type checkers only
     "item_separator": ", ",  # as json.dumps writes, and as models have read it
     "key_separator": ": ",
@@ -36,6 +39,11 @@ class GrammarError(ValueError):
     """A schema can't be followed; the text says why, in terms of the schema."""
 
 
+def unfollowable() -> InvalidRequest:
+    """What the caller is told of an answer whose schema met a limit on the way."""
+    return InvalidRequest(422, "json_schema_unsupported", "json_schema: is too large to be followed to the end of this answer")
+
+
 class Grammar:
     """The place of one sequence in its schema."""
 
@@ -45,7 +53,12 @@ class Grammar:
     @property
     def ended(self) -> bool:
         """Whether the text is whole and nothing can follow."""
-        return self.matcher.is_stopped() and not self.matcher.is_error()
+        return self.matcher.is_stopped() and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether a limit was met. NOTE: the mask then allows the end of the sequence, and nothing else."""
+        return self.matcher.is_error()
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Moves on by tokens that the mask allowed.
@@ -80,8 +93,8 @@ class Grammar:
         self.check()
 
     def check(self) -> None:
-        """Raises GrammarError where a limit was met. NOTE: the mask then allows the end of the sequence, and nothing else."""
-        if self.matcher.is_error():
+        """Raises GrammarError where a limit was met."""
+        if self.failed:
             raise GrammarError(self.matcher.stop_reason())  # NOTE: get_error() holds the caller's text
 
 
@@ -115,9 +128,10 @@ class Compiler:
         if matcher is None:
             matcher = self._make(schema)
             self._made[schema] = matcher
-            if len(self._made) > _REMEMBERED:
+            while len(self._made) > _REMEMBERED or sum(map(len, self._made)) > _REMEMBERED_CHARS:
                 self._made.popitem(last=False)
-        self._made.move_to_end(schema)
+        else:
+            self._made.move_to_end(schema)
         return Grammar(matcher.deep_copy())
 
     def _make(self, schema: str) -> LLMatcher:
@@ -127,8 +141,13 @@ class Compiler:
             except ValueError as error:
                 raise GrammarError(str(error)) from None
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise GrammarError(matcher.get_error().partition("<state>")[0])
+            if matcher.is_error():
+                raise GrammarError(matcher.get_error().partition("<state>")[0])
+            ahead = matcher.deep_copy()  # many limits are met with the first mask
+            ahead.consume_tokens(ahead.compute_ff_tokens())
+            ahead.compute_bitmask()
+        if ahead.is_error():
+            raise GrammarError(f"it is too large to be followed ({ahead.stop_reason()})")
         return matcher
 
 

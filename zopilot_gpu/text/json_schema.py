@@ -16,7 +16,7 @@ Try it: `python -m pytest tests/unit/text/test_json_schema.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from urllib.parse import unquote
@@ -35,6 +35,7 @@ _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _COMBINERS = ("allOf", "anyOf", "oneOf", "$ref")
 _SAYS_NOTHING = frozenset({"$schema", "$id", "$defs", "definitions", "title", "description", "default", "examples", "$comment"})
+_MOST_MIXED_PATTERNS = 30  # of 100 for one value, the library needs seconds to see that they leave nothing
 _SMALLEST_STEP = 1e-9
 
 
@@ -66,9 +67,9 @@ def narrow(schema: Schema) -> dict[str, Any]:
         Unsupported: it has no form that keeps its promise.
     """
     _refuse_circles(schema)
-    mixed = _is_mixed(schema)
+    mixed = any(map(_is_mixed, _parts(schema)))
     if mixed:
-        _refuse_large_factors(schema)
+        _refuse_costly_mixtures(schema)
     narrowed = _narrow(schema, mixed=mixed)
     narrowed.pop("x-guidance", None)  # llguidance's own options: ours to set
     narrowed["$defs"] = {**narrowed.get("$defs", {}), **(_ANY_OF_MIXED if mixed else _ANY)}
@@ -107,19 +108,16 @@ def _map_subschemas(keyword: str, value: Any, change: Callable[[Any], Any]) -> A
     return value
 
 
-def _is_mixed(schema: Any) -> bool:
-    """Whether somewhere two schemas speak of the same value."""
-    if not isinstance(schema, Mapping):
-        return False
+def _is_mixed(schema: Schema) -> bool:
+    """Whether two schemas speak of the same value."""
     combiners = schema.keys() & set(_COMBINERS)
-    if "allOf" in combiners or len(combiners) > 1 or (combiners and schema.keys() - combiners - _SAYS_NOTHING):
-        return True
-    if schema.keys() >= {"properties", "patternProperties"}:  # a name may be in both
-        return True
-    found: list[bool] = []
-    for keyword, value in schema.items():
-        _map_subschemas(keyword, value, lambda part: found.append(_is_mixed(part)))
-    return any(found)
+    has_two_names = schema.keys() >= {"properties", "patternProperties"}  # of one member
+    return (
+        has_two_names
+        or "allOf" in combiners
+        or len(combiners) > 1
+        or bool(combiners and schema.keys() - combiners - _SAYS_NOTHING)
+    )
 
 
 def _admits(schema: Schema, *types: str) -> bool:
@@ -216,17 +214,17 @@ def _refuse_unwritable(data: Any) -> None:
             _refuse_unwritable(part)
 
 
-def _refuse_large_factors(schema: Any) -> None:
-    """Several `multipleOf` for one value become their least common multiple, which must not overflow."""
+def _refuse_costly_mixtures(schema: Schema) -> None:
+    """Several `multipleOf` for one value become their least common multiple, which must not overflow; and see above."""
     factors: set[float] = set()
-
-    def collect(part: Any) -> None:
-        if isinstance(part, Mapping):
-            factors.update([part["multipleOf"]] if "multipleOf" in part else [])
-            for keyword, value in part.items():
-                _map_subschemas(keyword, value, collect)
-
-    collect(schema)
+    num_patterns = 0
+    for part in _parts(schema):
+        factors.update([part["multipleOf"]] if "multipleOf" in part else [])
+        num_patterns += ("pattern" in part) + ("format" in part)
+    if num_patterns > _MOST_MIXED_PATTERNS:
+        raise Unsupported(
+            f"next to allOf, or keywords beside $ref, anyOf or oneOf, at most {_MOST_MIXED_PATTERNS} patterns can be kept"
+        )
     if len(factors) > 1 or not all(_coefficient(factor) <= _LARGEST_COMMON_FACTOR for factor in factors):
         raise Unsupported("next to allOf, or keywords beside $ref, anyOf or oneOf, there can be one small multipleOf only")
 
@@ -240,11 +238,12 @@ def _coefficient(factor: float) -> float:
 def _refuse_circles(schema: Schema) -> None:
     """A `$ref` that leads back to itself, with no value in between, is kept by nothing."""
     leads_to: dict[str, set[str]] = {}
-    left = list(_references(schema, everywhere=True))
+    left = [part["$ref"] for part in _parts(schema) if isinstance(part.get("$ref"), str)]
     while left:
         reference = left.pop()
         if reference not in leads_to:
-            leads_to[reference] = set(_references(_at(schema, reference), everywhere=False))
+            target = _parts(_at(schema, reference), _COMBINERS)
+            leads_to[reference] = {part["$ref"] for part in target if isinstance(part.get("$ref"), str)}
             left += leads_to[reference]
     try:
         TopologicalSorter(leads_to).prepare()
@@ -252,17 +251,15 @@ def _refuse_circles(schema: Schema) -> None:
         raise Unsupported("a $ref leads back to itself") from None
 
 
-def _references(schema: Any, *, everywhere: bool) -> Iterator[str]:
-    """Every `$ref` in `schema`, or those that speak of the same value as it."""
+def _parts(schema: Any, keywords: Collection[str] = (*_SUBSCHEMA, *_LISTS, *_MAPS)) -> Iterator[Schema]:
+    """`schema` and every schema in it that `keywords` lead to."""
     left = [schema]
     while left:
         part = left.pop()
         if isinstance(part, Mapping):
-            if isinstance(part.get("$ref"), str):
-                yield part["$ref"]
-            for keyword, value in part.items():
-                if everywhere or keyword in _COMBINERS:
-                    _map_subschemas(keyword, value, left.append)
+            yield part
+            for keyword in part.keys() & set(keywords):
+                _map_subschemas(keyword, part[keyword], left.append)
 
 
 def _at(schema: Any, reference: str) -> Any:
