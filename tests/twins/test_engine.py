@@ -38,7 +38,7 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "object"},
     {
         "type": "object",
-        "properties": {"vendor": {"type": "string"}, "total": {"type": "number"}},
+        "properties": {"vendor": {"type": "string"}, "total": {"type": "string", "maxLength": 9}},
         "required": ["vendor", "total"],
     },
     {"type": "array", "items": {"enum": ["open", "paid", 12, None]}, "minItems": 2},
