@@ -83,7 +83,7 @@ STRINGS: list[Schema] = [
         r"^\d{3}-\d{2}$", r"^\w{1,5}$", r"^\s?\S\s?$", r"^\D\W\S$", r"^[^\d\s]{2}$", r"^[\w.-]{1,6}$", r"^[^\W_]{1,4}$", r"^[\D]$", r"^[^\S]$",
         "^a|b$", "ab?c", "^(foo|bar){1,3}$", "^(?:x|y)*$", "^(?<year>20[0-9]{2})$", "^.{0,4}$", "^[^a-c]$", "^[[a&&b~~c]$", r"^[a\]\\-]+$", r"^\u0041\x42$",
         r"^\p{Lu}{2}$", r"^[+\--]$", "^$", "", "^a*?b+?c??$", r"^\$\{[0-9]{1,3}\}$", r"^(\+\d{1,2} )?\d{3,6}$", "^[a-zäöü]{2,5}$", r"^\"'\\$", "^a{0}$", r"^\/\*$",
-        "^[A-Z][a-z]*( [A-Z][a-z]*){0,2}$", r"^(0|[1-9]\d*)(\.\d{2})?$", "😀$", "^[^\"]{0,3}$")),
+        "^[A-Z][a-z]*( [A-Z][a-z]*){0,2}$", r"^(0|[1-9]\d*)(\.\d{2})?$", "\U0001f600$", "^[^\"]{0,3}$")),
     {"type": "string"}, {"type": "string", "maxLength": 0}, {"type": "string", "minLength": 3, "maxLength": 3}, {"type": "string", "minLength": 20},
     {"type": "string", "format": "date", "pattern": "^20"}, {"type": "string", "format": "date-time", "maxLength": 20},
     {"type": "string", "pattern": "^[a-z]+$", "minLength": 2, "maxLength": 4}, {"format": "date"}, {"maxLength": 2}, {"pattern": "^x"},
