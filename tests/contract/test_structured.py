@@ -98,8 +98,8 @@ async def test_callers_with_and_without_schemas_do_not_disturb_each_other(server
         alone = [client.post("/prompt", json=body) for body in bodies]
     async with httpx.AsyncClient(base_url=server.url, headers=server.headers, timeout=120) as client:
         bombs = [client.post("/prompt", json=ASKED | {"json_schema": BOMBS[name](), "max_tokens": 8}) for name in HARMFUL]
-        *together, _ = await asyncio.gather(*(client.post("/prompt", json=body) for body in bodies * 2), asyncio.gather(*bombs))
-    for index, response in enumerate(together):
+        answers = await asyncio.gather(*(client.post("/prompt", json=body) for body in bodies * 2), *bombs)
+    for index, response in enumerate(answers[: 2 * len(bodies)]):
         expected = alone[index % len(bodies)]
         assert response.status_code == expected.status_code
         assert response.json().get("output") == expected.json().get("output")
