@@ -81,18 +81,18 @@ class CausalLM:
         self._model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
-            generation_config=self._generation_config(max_tokens, sampling),
+            generation_config=self._generation_config(max_tokens, sampling, 0 if grammar else sampling.min_tokens),
             use_model_defaults=False,
             streamer=_Streamer(on_token),
             logits_processor=[_OnlyNumbers(), *([_Follow(grammar, len(ids))] if grammar else [])],
             stopping_criteria=[_Stop(should_stop)],
         )
 
-    def _generation_config(self, max_tokens: int, sampling: Sampling) -> GenerationConfig:
+    def _generation_config(self, max_tokens: int, sampling: Sampling, min_tokens: int) -> GenerationConfig:
         drawn = sampling.temperature > 0
         return GenerationConfig(
             max_new_tokens=max_tokens,
-            min_new_tokens=min(sampling.min_tokens, max_tokens),
+            min_new_tokens=min(min_tokens, max_tokens),
             do_sample=drawn,
             temperature=sampling.temperature if drawn else None,
             top_p=sampling.top_p if drawn else None,

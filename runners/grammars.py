@@ -6,15 +6,18 @@ caller a refusal, and others at most the wait for that thread.
 
 import asyncio
 import json
+import threading
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
 from zopilot_gpu.engine.grammar import Compiler, Grammar, GrammarError
 from zopilot_gpu.errors import InvalidRequest
-from zopilot_gpu.text.json_schema import Unsupported, narrow
+from zopilot_gpu.text.json_schema import narrow
+from zopilot_gpu.text.patterns import Unsupported
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 _COMPILE_S = 5.0
+_STACK_BYTES = 64 * 1024**2  # NOTE: the library compiles recursively, and a stack that overflows takes the process with it
 
 
 class Grammars:
@@ -29,6 +32,11 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Collection[int]) -> None:
         self._compiler = Compiler(tokenizer.serialised(), vocab_size, eos_ids)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        usual = threading.stack_size(_STACK_BYTES)
+        try:
+            self._thread.submit(len, ()).result()  # starts the thread
+        finally:
+            threading.stack_size(usual)
 
     async def of(self, schema: str | None) -> Grammar | None:
         """The grammar for a job's schema; None for none.

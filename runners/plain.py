@@ -22,6 +22,7 @@ from runners.device import Device, memory_bytes
 from runners.grammars import Grammars
 from runners.line import WaitingLine
 from zopilot_gpu import log
+from zopilot_gpu.engine.grammar import GrammarError, unfollowable
 from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
 from zopilot_gpu.events import GREEDY, Done, Event, Job, Text
 from zopilot_gpu.settings import Settings
@@ -146,6 +147,8 @@ class _Generation:
             self._send(self._answer.done(self._num_prompt_tokens))
         except ServiceError as error:
             self._send(error)
+        except GrammarError:
+            self._send(unfollowable())
         except OutOfMemoryError:
             _log.warning("out_of_memory", num_prompt_tokens=self._num_prompt_tokens)
             self._send(OutOfMemory(retry_after_s=_RETRY_S))

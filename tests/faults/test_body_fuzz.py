@@ -15,9 +15,11 @@ from typing import Any
 import httpx
 
 from tests.conftest import Server
+from tests.twins.schemas import all_schemas
 
 NUM_INPUTS = int(os.environ.get("ZOPILOT_GPU_FUZZ_INPUTS", "800"))
 SEED = 20261123
+SCHEMAS = list(all_schemas().values())
 VALID: list[dict[str, Any]] = [
     {"prompt": "Hi", "max_tokens": 1},
     {"prompt": "Hi", "max_tokens": 1, "context": {"a": [1, None, {"b": "ü"}]}, "temperature": 0},
@@ -78,12 +80,22 @@ def nested(draw: random.Random) -> bytes:
     return b'{"prompt": "Hi", "max_tokens": 1, "context": {"c": ' + opening * depth + b"1" + closing * depth + b"}}"
 
 
+def schema(draw: random.Random) -> bytes:
+    """A body with a schema as it is, or with some of its text taken from another."""
+    text, other = (json.dumps(draw.choice(SCHEMAS)) for _ in range(2))
+    body = json.dumps({"prompt": "Hi", "max_tokens": draw.randint(1, 8), "json_schema": "..."})
+    at, piece = draw.randrange(len(text)), draw.choice(["type", *(part for part in other.split('"') if part.isalnum())])
+    cut = text[:at] + piece + text[at + draw.randint(0, 9) :]
+    return body.replace('"..."', draw.choice([text, text.replace("type", piece, 1), cut])).encode()
+
+
 def valid(draw: random.Random) -> bytes:
     return json.dumps(draw.choice(VALID)).encode()
 
 
 KINDS: list[Callable[[random.Random], bytes]] = [
-    changed_value, changed_value, removed_key, changed_bytes, changed_bytes, cut_or_repeated, noise, nested, valid,
+    changed_value, changed_value, removed_key, changed_bytes, changed_bytes, cut_or_repeated, noise, nested, valid, schema,
+    schema,
 ]  # fmt: skip
 EXPECTED = {200, 400, 413, 415, 422, 429}
 

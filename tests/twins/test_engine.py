@@ -9,6 +9,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from runners.causal_lm import CausalLM
 from runners.device import Device
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Drawn, Engine
+from zopilot_gpu.engine.grammar import Compiler
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
 from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
@@ -28,12 +30,24 @@ from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import build
 from zopilot_gpu.store.locate import locate
+from zopilot_gpu.text.json_schema import narrow
 from zopilot_gpu.text.template import template_for
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 EOS = 2
 DEMO: Path = locate("demo").directory
+GRAMMARS = Compiler(Tokenizer(DEMO).serialised(), 1024, [EOS])
+SCHEMAS: list[dict[str, Any]] = [
+    {"type": "object"},
+    {
+        "type": "object",
+        "properties": {"vendor": {"type": "string"}, "total": {"type": "string", "maxLength": 9}},
+        "required": ["vendor", "total"],
+    },
+    {"type": "array", "items": {"enum": ["open", "paid", 12, None]}, "minItems": 2},
+    {"type": "string", "format": "date-time"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +81,9 @@ def run(it: Engine) -> None:
 
 
 def alone(model: Mixtral, like: Sequence) -> list[int]:
+    """What a sequence says by itself; its grammar is named by its id."""
     twin = Sequence("alone", like.prompt_ids, like.max_tokens, like.sampling, like.seed, like.stop_ids)
+    twin.grammar = GRAMMARS.compile(like.request_id) if like.grammar else None
     it = engine(model, max_step_tokens=4096)
     it.scheduler.add(twin)
     run(it)
@@ -76,10 +92,18 @@ def alone(model: Mixtral, like: Sequence) -> list[int]:
 
 def some(dice: random.Random, prompts: list[list[int]], number: int) -> Sequence:
     drawn = Sampling(
-        temperature=dice.choice([0.3, 1.0, 2.0]), top_p=0.9, top_k=dice.choice([0, 5, 50]), repetition_penalty=1.1, seed=0
+        temperature=dice.choice([0.3, 1.0, 2.0]),
+        top_p=0.9,
+        top_k=dice.choice([0, 5, 50]),
+        repetition_penalty=1.1,
+        seed=0,
+        min_tokens=dice.choice([0, 0, 20]),
     )
+    schema = dice.choice([None, *SCHEMAS])
+    name = json.dumps(narrow(schema)) if schema else str(number)
     return Sequence(
-        request_id=str(number),
+        request_id=name,
+        grammar=GRAMMARS.compile(name) if schema else None,
         prompt_ids=dice.choice(prompts),
         max_tokens=dice.randint(1, 40),
         sampling=dice.choice([GREEDY, drawn]),
@@ -116,6 +140,38 @@ def test_greedy_text_equals_the_plain_runners(model: Mixtral, prompts: list[list
         said: list[int] = []
         plain.continue_ids(prompt, 60, GREEDY, said.append, lambda: False)
         assert alone(model, Sequence("twin", prompt, 60, stop_ids=frozenset([EOS]))) == said
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_greedy_text_under_a_schema_equals_the_plain_runners(
+    model: Mixtral, prompts: list[list[int]], schema: dict[str, Any]
+) -> None:
+    plain = CausalLM(locate("demo"), Device("cpu", "test"), lambda *_: None)
+    text = json.dumps(narrow(schema))
+    for prompt in prompts[:24:5]:
+        said: list[int] = []
+        plain.continue_ids(prompt, 60, GREEDY, said.append, lambda: False, GRAMMARS.compile(text))
+        one = Sequence(text, prompt, 60, stop_ids=frozenset([EOS]), grammar=GRAMMARS.compile(text))
+        assert [token for token in alone(model, one) if token != EOS] == [token for token in said if token != EOS]
+
+
+def test_a_grammar_that_fails_ends_its_sequence_alone(model: Mixtral, prompts: list[list[int]]) -> None:
+    it = engine(model)
+    text = json.dumps(narrow({"type": "object"}))
+    failing, other = (
+        Sequence(text, prompt, 30, stop_ids=frozenset([EOS]), grammar=GRAMMARS.compile(text)) for prompt in prompts[:2]
+    )
+    free = Sequence("free", prompts[2], 30, stop_ids=frozenset([EOS]))
+    for one in (failing, other, free):
+        it.scheduler.add(one)
+    drawn = it.step() + it.step()
+    assert failing.grammar
+    failing.grammar.matcher.consume_token(EOS)  # an error state, as after a limit
+    while it.scheduler.running:
+        drawn += it.step()
+    assert {one.sequence: one.finish for one in drawn if one.finish} == {failing: "broken", other: "stop", free: "stop"}
+    assert [other.output_ids, free.output_ids] == [alone(model, other), alone(model, free)]
+    it.scheduler.check()
 
 
 def test_logits_that_are_no_numbers_end_their_sequence_alone(model: Mixtral, prompts: list[list[int]]) -> None:

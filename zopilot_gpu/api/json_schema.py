@@ -16,8 +16,10 @@ from zopilot_gpu.events import Done
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 32
-MAX_NAMES = 2000  # properties and enum values in all
+MAX_NAMES = 2000  # properties and values of const and enum in all
 MAX_PATTERNS = 100
+MAX_REFERENCES = 200  # different ones; compiling goes as deep as they lead
+MAX_OUTPUT_DEPTH = 200  # JSON libraries give up on more, each at its own depth
 _DIALECTS = {
     "http://json-schema.org/draft-07/schema": jsonschema_rs.Draft7Validator,
     "https://json-schema.org/draft/2020-12/schema": jsonschema_rs.Draft202012Validator,
@@ -44,6 +46,8 @@ def read(schema: Mapping[str, Any]) -> str:
     """
     try:
         text = json.dumps(schema, allow_nan=False, ensure_ascii=False)
+    except RecursionError:
+        raise _refusal(f"may be nested at most {MAX_DEPTH} deep") from None
     except ValueError:
         raise _refusal("must be plain JSON, without NaN, Infinity or integers of thousands of digits") from None
     if len(text.encode()) > MAX_BYTES:
@@ -61,17 +65,23 @@ def read(schema: Mapping[str, Any]) -> str:
 
 def _refuse_beyond_limits(schema: Mapping[str, Any]) -> None:
     num_names = num_patterns = 0
+    references = set[str]()
     for part, depth in _walk(schema):
-        num_names += sum(_size(part.get(keyword)) for keyword in ("properties", "patternProperties", "enum"))
+        num_names += _size(part.get("properties")) + _size(part.get("patternProperties"))
+        num_names += sum(_num_values(part[keyword]) for keyword in ("const", "enum") if keyword in part)
         num_patterns += ("pattern" in part) + _size(part.get("patternProperties"))
         if depth > MAX_DEPTH:
             raise _refusal(f"may be nested at most {MAX_DEPTH} deep")
         if num_names > MAX_NAMES:
-            raise _refusal(f"may have at most {MAX_NAMES} properties and enum values")
+            raise _refusal(f"may have at most {MAX_NAMES} properties and values of const and enum")
         if num_patterns > MAX_PATTERNS:
             raise _refusal(f"may have at most {MAX_PATTERNS} patterns")
-        if not all(str(part.get(keyword, "#")).startswith("#") for keyword in ("$ref", "$dynamicRef")):
+        found = {part[keyword] for keyword in ("$ref", "$dynamicRef") if isinstance(part.get(keyword), str)}
+        if not all(reference.startswith("#") for reference in found):
             raise _refusal("a $ref must point inside the schema")
+        references |= found
+        if len(references) > MAX_REFERENCES:
+            raise _refusal(f"may refer to at most {MAX_REFERENCES} places")
 
 
 def conform(text: str, schema: str, done: Done) -> Any:
@@ -86,8 +96,10 @@ def conform(text: str, schema: str, done: Done) -> Any:
     try:
         value = json.loads(text)
         json.dumps(value, allow_nan=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise OutputInvalid from None
+    if any(depth > MAX_OUTPUT_DEPTH for _, depth in _walk(value)):
+        raise OutputInvalid
     if not _validator(schema).is_valid(value):
         raise OutputInvalid
     return value
@@ -112,16 +124,26 @@ def _anything(_: str) -> bool:
     return True
 
 
-def _walk(schema: Any) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """Every JSON object in `schema`, with its depth. Data in it (`const`, `default`) is walked too: it costs as much."""
-    left: list[tuple[Any, int]] = [(schema, 1)]
+def _walk(value: Any) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """Every JSON object in `value`, with its depth; an array is one without members. Data in a schema is walked too."""
+    left: list[tuple[Any, int]] = [(value, 1)]
     while left:
         part, depth = left.pop()
-        if isinstance(part, Mapping):
-            yield part, depth
-            left += [(value, depth + 1) for value in part.values()]
-        elif isinstance(part, list):
-            left += [(value, depth + 1) for value in part]
+        if isinstance(part, Mapping | list):
+            yield part if isinstance(part, Mapping) else {}, depth
+            left += [(one, depth + 1) for one in (part.values() if isinstance(part, Mapping) else part)]
+
+
+def _num_values(data: Any) -> int:
+    """The values in `data` that hold no others."""
+    num, left = 0, [data]
+    while left:
+        part = left.pop()
+        if isinstance(part, Mapping | list):
+            left += part.values() if isinstance(part, Mapping) else part
+        else:
+            num += 1
+    return num
 
 
 def _size(group: object) -> int:

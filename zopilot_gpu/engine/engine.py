@@ -134,7 +134,10 @@ def _follow(sequence: Sequence, token: int) -> list[int]:
     Raises:
         GrammarError: from the grammar.
     """
-    if sequence.grammar is None or token in sequence.stop_ids:
+    if sequence.grammar is None:
+        return [token]
+    sequence.grammar.check()  # the mask of one that failed allows the end
+    if token in sequence.stop_ids:
         return [token]
     sequence.grammar.accept([token])
     forced = sequence.grammar.forced()[: sequence.max_tokens - len(sequence.output_ids) - 1]

@@ -8,17 +8,21 @@ A mask is a row of bits, token t being bit t % 32 of word t // 32.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
+from zopilot_gpu.errors import InvalidRequest
+
 Mask = NDArray[np.int32]
 
 _REMEMBERED = 64
+_REMEMBERED_CHARS = 128 * 1024  # of all their schemas: memory grows with the text, some 500 bytes for each
 _OPTIONS: Any = {  # a TypedDict of the library that exists for type checkers only
     "item_separator": ", ",  # as json.dumps writes, and as models have read it
     "key_separator": ": ",
@@ -26,13 +30,18 @@ _OPTIONS: Any = {  # a TypedDict of the library that exists for type checkers on
     "whitespace_pattern": None,
     "coerce_one_of": False,
     "lenient": False,
-    "json_allowed_escapes": None,
+    "json_allowed_escapes": 'nrbtf\\"',  # NOTE: with \u, "\u0061" would be a name that no property "a" stands for
     "json_allow_general_unicode_escapes": False,
 }
 
 
 class GrammarError(ValueError):
     """A schema can't be followed; the text says why, in terms of the schema."""
+
+
+def unfollowable() -> InvalidRequest:
+    """What the caller is told of an answer whose schema met a limit on the way."""
+    return InvalidRequest(422, "json_schema_unsupported", "json_schema: is too large to be followed to the end of this answer")
 
 
 class Grammar:
@@ -44,7 +53,12 @@ class Grammar:
     @property
     def ended(self) -> bool:
         """Whether the text is whole and nothing can follow."""
-        return self.matcher.is_stopped()
+        return self.matcher.is_stopped() and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether a limit was met. NOTE: the mask then allows the end of the sequence, and nothing else."""
+        return self.matcher.is_error()
 
     def accept(self, token_ids: Sequence[int]) -> None:
         """Moves on by tokens that the mask allowed.
@@ -52,17 +66,36 @@ class Grammar:
         Raises:
             GrammarError: it did not, or a limit was met.
         """
-        if not self.matcher.consume_tokens(list(token_ids)):
-            raise GrammarError(self.matcher.get_error())
+        with _no_panic():
+            self.matcher.consume_tokens(list(token_ids))
+        self.check()
 
     def forced(self) -> list[int]:
-        """The tokens that have to follow, as the tokenizer would write them; often none."""
-        return self.matcher.compute_ff_tokens()
+        """The tokens that have to follow, as the tokenizer would write them; often none.
+
+        Raises:
+            GrammarError: a limit was met.
+        """
+        with _no_panic():
+            tokens = self.matcher.compute_ff_tokens()
+        self.check()
+        return tokens
 
     def fill(self, masks: Mask, row: int) -> None:
-        """Writes the mask of the next token into one row of `masks`; `Masks` does the same for many."""
+        """Writes the mask of the next token into one row of `masks`; `Masks` does the same for many.
+
+        Raises:
+            GrammarError: a limit was met.
+        """
         words = masks[row]
-        self.matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        with _no_panic():
+            self.matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        self.check()
+
+    def check(self) -> None:
+        """Raises GrammarError where a limit was met."""
+        if self.failed:
+            raise GrammarError(self.matcher.stop_reason())  # NOTE: get_error() holds the caller's text
 
 
 class Compiler:
@@ -95,16 +128,26 @@ class Compiler:
         if matcher is None:
             matcher = self._make(schema)
             self._made[schema] = matcher
-            if len(self._made) > _REMEMBERED:
+            while len(self._made) > _REMEMBERED or sum(map(len, self._made)) > _REMEMBERED_CHARS:
                 self._made.popitem(last=False)
-        self._made.move_to_end(schema)
+        else:
+            self._made.move_to_end(schema)
         return Grammar(matcher.deep_copy())
 
     def _make(self, schema: str) -> LLMatcher:
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            raise GrammarError(matcher.get_error())
+        with _no_panic():
+            try:
+                grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+            except ValueError as error:
+                raise GrammarError(str(error)) from None
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+            if matcher.is_error():
+                raise GrammarError(matcher.get_error().partition("<state>")[0])
+            ahead = matcher.deep_copy()  # many limits are met with the first mask
+            ahead.consume_tokens(ahead.compute_ff_tokens())
+            ahead.compute_bitmask()
+        if ahead.is_error():
+            raise GrammarError(f"it is too large to be followed ({ahead.stop_reason()})")
         return matcher
 
 
@@ -116,13 +159,28 @@ class Masks:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
 
     def start(self, masks: Mask, grammars: Sequence[tuple[int, Grammar]]) -> "Future[Mask]":
-        """Begins to write the masks of `grammars` into their rows of `masks`."""
+        """Begins to write the masks of `grammars` into their rows of `masks`.
+
+        A grammar that meets a limit gets a mask for the end of its sequence, and is in error: see `Grammar.check`.
+        """
         return self._thread.submit(self._fill, masks, [(grammar.matcher, row) for row, grammar in grammars])
 
     def _fill(self, masks: Mask, matchers: list[tuple[LLMatcher, int]]) -> Mask:
         if matchers:
-            self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
+            with _no_panic():
+                self._executor.unsafe_compute_mask_ptr(matchers, masks.ctypes.data, masks.strides[0], len(masks))
         return masks
+
+
+@contextmanager
+def _no_panic() -> Iterator[None]:
+    """NOTE: a panic of the library comes as a BaseException, which no thread here would outlive."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise GrammarError("the grammar library failed") from None
+        raise
 
 
 def open_masks(num_rows: int, vocab_size: int) -> Mask:

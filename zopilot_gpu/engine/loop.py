@@ -19,6 +19,7 @@ from torch import OutOfMemoryError
 
 from zopilot_gpu import log
 from zopilot_gpu.engine.engine import Drawn, Engine
+from zopilot_gpu.engine.grammar import unfollowable
 from zopilot_gpu.engine.scheduler import TooLong
 from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
@@ -120,7 +121,7 @@ class EngineLoop:
         letters: list[tuple[Mailbox, Drawn | ServiceError]] = []
         for one in self._engine.step():
             mailbox = self._mail[id(one.sequence)]
-            letters.append((mailbox, InternalError() if one.finish == "broken" else one))
+            letters.append((mailbox, _failure(one.sequence) if one.finish == "broken" else one))
             if one.finish:
                 del self._mail[id(one.sequence)]
         self._deliver(letters)
@@ -142,6 +143,10 @@ class EngineLoop:
     def _deliver(self, letters: list[tuple[Mailbox, Drawn | ServiceError]]) -> None:
         if letters and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(_put, letters)
+
+
+def _failure(sequence: Sequence) -> ServiceError:
+    return unfollowable() if sequence.grammar and sequence.grammar.failed else InternalError()
 
 
 def _put(letters: list[tuple[Mailbox, Drawn | ServiceError]]) -> None:
