@@ -1,13 +1,16 @@
 """Every read and write of the store, through one module, so that tests can make any of them fail.
 
-Knows system calls; refuses to know what is in the files. NOTE: no file of the store may call `os` or `pathlib` for I/O by itself.
+Knows system calls; refuses to know what is in the files. NOTE: no other file of what builds and loads a packed form may call
+`os` or `pathlib` for I/O.
 """
 
 import errno
 import os
 import shutil
 import stat
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PIECE_BYTES = 8 << 20  # per call: enough for a network volume's read-ahead, small enough for progress
@@ -73,20 +76,21 @@ def read(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> bytes:
     """A small file's content.
 
     Raises:
-        OSError: from the system, or the file is larger than `most_bytes`.
+        OSError: from the system, or the file is larger than `most_bytes`; it names the file.
     """
     fd = open_to_read(path)
     try:
-        size = os.fstat(fd).st_size
-        if size > most_bytes:
-            raise OSError(errno.EFBIG, "too large for what it should be", str(path))
-        content = bytearray(size)
+        content = bytearray(min(os.fstat(fd).st_size, most_bytes + 1))
         read_into(fd, memoryview(content), 0)
-        return bytes(content)
     except EOFError as error:
         raise OSError(errno.EIO, str(error), str(path)) from error
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a descriptor has no name
     finally:
         os.close(fd)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, "too large for what it should be", str(path))
+    return bytes(content)
 
 
 def close(fd: int) -> None:
@@ -124,7 +128,7 @@ def move(source: Path, target: Path) -> None:
 
 def link(source: Path, target: Path) -> None:
     """A second name for a file. FileExistsError where the name is taken."""
-    os.link(source, target)  # noqa: PTH200
+    os.link(source, target)
 
 
 def sync_directory(path: Path) -> None:
@@ -141,10 +145,8 @@ def sync_directory(path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a file. One that is gone already is fine."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
-    except FileNotFoundError:
-        pass
 
 
 def remove_tree(path: Path) -> None:
@@ -167,3 +169,9 @@ def free_bytes(directory: Path) -> int:
     """What an ordinary user may still write below `directory`."""
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
+
+
+def set_time(path: Path, count: int) -> None:
+    """Gives a file a new time of change, different for each `count` even where clocks are coarse."""
+    now_ns = time.time_ns()
+    os.utime(path, ns=(now_ns, now_ns // 1_000_000_000 * 1_000_000_000 + count % 1_000_000 * 1000))
