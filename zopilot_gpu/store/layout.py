@@ -12,12 +12,16 @@ and `embedding`, `norm`, `head` (absent when tied). A file for each layer, one f
 where each weight has a multiple of 256 blocks; where not, it is float32.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Literal
 
+from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.model.config import MixtralConfig
+from zopilot_gpu.store import files
 
 BLOCK = 64
 GROUP = 256
@@ -139,3 +143,16 @@ def packed_bytes(config: MixtralConfig, absmax: Absmax = "double") -> int:
         for file in plan(config)
         for _, dtype, shape in file.tensors({stack.name: stack.possible(absmax) for stack in file.stacks})
     )
+
+
+def read_config(directory: Path) -> MixtralConfig:
+    """The sizes of the model in `directory`.
+
+    Raises:
+        ModelUnavailable: config.json can't be read, or is not that of a Mixtral.
+    """
+    path = directory / "config.json"
+    try:
+        return MixtralConfig.from_json(json.loads(files.read(path)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnavailable(detail=f"{path} is not that of a Mixtral: {error!r}.") from error

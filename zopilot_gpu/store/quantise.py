@@ -8,9 +8,11 @@ that of the left end of its cell, or the next one if it lies above the boundary 
 On a GPU it is bitsandbytes' own kernel. Double quantisation is bitsandbytes' own on both.
 """
 
+import logging
 import os
 import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -112,27 +114,29 @@ class _Scratch:
 
 
 def _on_gpu(flat: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor) -> None:
-    from bitsandbytes.functional import quantize_4bit  # noqa: PLC0415  (heavy)
-
-    codes, state = quantize_4bit(flat, blocksize=BLOCK, quant_type="nf4")
+    codes, state = _bitsandbytes().quantize_4bit(flat, blocksize=BLOCK, quant_type="nf4")
     packed.copy_(codes.view(-1))
     absmax.copy_(state.absmax)
 
 
 def compress(absmax: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> None:
     """Double quantisation of `absmax` [n / 64]: fills `codes` [n / 64], `scales` and `offsets` [n / 64 / 256]."""
-    from bitsandbytes.functional import quantize_blockwise  # noqa: PLC0415  (heavy)
-
     offset = absmax.mean()
-    quantised, state = quantize_blockwise(absmax - offset, blocksize=GROUP)
+    quantised, state = _bitsandbytes().quantize_blockwise(absmax - offset, blocksize=GROUP)
     codes.copy_(quantised)
     scales.copy_(state.absmax)
     offsets.fill_(offset)
 
 
 def double_table() -> torch.Tensor:
-    """bitsandbytes' 256 values that codes of an absmax stand for, [256] float32."""
-    from bitsandbytes.functional import create_dynamic_map  # noqa: PLC0415  (heavy)
-
-    table: torch.Tensor = create_dynamic_map()
+    """The 256 values that bitsandbytes' codes of an absmax stand for, [256] float32."""
+    table: torch.Tensor = _bitsandbytes().create_dynamic_map()
     return table
+
+
+def _bitsandbytes() -> Any:
+    """The library; heavy, and full of advice for developers."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import bitsandbytes.functional  # noqa: PLC0415
+
+    return bitsandbytes.functional

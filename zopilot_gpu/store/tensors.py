@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.store import files
@@ -62,18 +63,19 @@ def read_contents(path: Path) -> Contents:
         raise ModelUnavailable(detail=f"{path} is no sound safetensors file: {error}.") from error
 
 
-def _entries(header: dict[str, dict[str, object]], begin: int, size: int) -> tuple[Entry, ...]:
+def _entries(header: dict[str, dict[str, Any]], begin: int, size: int) -> tuple[Entry, ...]:
     header.pop("__metadata__", None)
     entries = []
     for name, fields in header.items():
-        dtype, shape, (first, last) = fields["dtype"], fields["shape"], fields["data_offsets"]  # type: ignore[misc]
+        dtype, shape = fields["dtype"], fields["shape"]
+        first, last = fields["data_offsets"]
         if dtype not in ITEM_BYTES:
             raise ValueError(f"{name} is of type {dtype}")
         if not isinstance(shape, list) or not all(type(count) is int and count >= 0 for count in [*shape, first, last]):
             raise ValueError(f"{name} has no sound shape")
-        if last - first != math.prod(shape) * ITEM_BYTES[str(dtype)]:
+        if last - first != math.prod(shape) * ITEM_BYTES[dtype]:
             raise ValueError(f"{name} has another size than its shape")
-        entries.append(Entry(name, str(dtype), tuple(shape), begin + first, begin + last))
+        entries.append(Entry(name, dtype, tuple(shape), begin + first, begin + last))
     entries.sort(key=lambda entry: entry.begin)
     ends = [begin, *(entry.end for entry in entries)]
     if ends[-1] != size or any(entry.begin != end for entry, end in zip(entries, ends, strict=False)):
