@@ -41,7 +41,7 @@ Named = Iterator[tuple[str, torch.Tensor]]
 
 
 def export(found: Published, target: Path, told: Callable[[int, int], None] = lambda *_: None) -> None:
-    """Writes the checkpoint into the new directory `target`, a file for each packed file; `told` hears of files done and in all.
+    """Writes the checkpoint into the new directory `target`, file by file; `told` hears how many are done, and of how many.
 
     Raises:
         ModelUnavailable: the packed form can't be read, or `target` is there already.

@@ -26,12 +26,11 @@ from zopilot_gpu.store.published import FOLDER, Published, key_of, open_publishe
 from zopilot_gpu.store.source import TYPES
 from zopilot_gpu.store.tensors import plan_file
 
-_SIZES = {  # layers, width, inner, heads, KV heads, experts, vocabulary
+SIZES = {  # layers, width, inner, heads, KV heads, experts, vocabulary
     "mixtral-8x7b": (32, 4096, 14336, 32, 8, 8, 32_000),
     "small": (8, 2048, 5632, 16, 4, 8, 32_000),
     "demo-size": (6, 256, 192, 8, 4, 8, 1024),
 }
-NAMES = tuple(_SIZES)
 _SEED = 20261123
 
 
@@ -41,9 +40,9 @@ def config_of(name: str) -> dict[str, object]:
     Raises:
         ModelUnavailable: there is none of this name.
     """
-    if name not in _SIZES:
-        raise ModelUnavailable(detail=f"There is no made-up model {name!r}; there are {', '.join(NAMES)}.")
-    layers, width, inner, heads, kv_heads, experts, vocabulary = _SIZES[name]
+    if name not in SIZES:
+        raise ModelUnavailable(detail=f"There is no made-up model {name!r}; there are {', '.join(SIZES)}.")
+    layers, width, inner, heads, kv_heads, experts, vocabulary = SIZES[name]
     return {
         "architectures": ["MixtralForCausalLM"],
         "bos_token_id": 1,
@@ -132,7 +131,7 @@ def _fill(view: torch.Tensor, part: str, columns: int, random: torch.Generator) 
 
 
 def make_checkpoint(name: str, directory: Path) -> None:
-    """The made-up model `name` as a bf16 checkpoint in `directory`, a file a layer, as the hub has them: to pack and to measure.
+    """The made-up model `name` as a bf16 checkpoint in `directory`, a file a layer: to pack, and to measure packing with.
 
     Raises:
         ModelUnavailable: there is none of this name.
