@@ -41,7 +41,7 @@ Named = Iterator[tuple[str, torch.Tensor]]
 
 
 def export(found: Published, target: Path, told: Callable[[int, int], None] = lambda *_: None) -> None:
-    """Writes the checkpoint into the new directory `target`, file by file; `told` hears how many are done, and of how many.
+    """Writes the checkpoint into the new directory `target`, file by file; `told` hears of packed bytes done and in all.
 
     Raises:
         ModelUnavailable: the packed form can't be read, or `target` is there already.
@@ -60,7 +60,7 @@ def export(found: Published, target: Path, told: Callable[[int, int], None] = la
         tensors = list(_tensors(file, _read(found.directory / file.name), nested=nested))
         held |= {tensor: name for tensor, _ in tensors}
         total += _write(target / name, tensors)
-        told(index + 1, len(layout))
+        told(sum(found.manifest.files[item.name].size for item in layout[: index + 1]), found.manifest.num_bytes)
     _write_texts(found.directory, target, nested=nested)
     content = {"metadata": {"total_size": total}, "weight_map": held}
     files.write_new(target / "model.safetensors.index.json", [json.dumps(content, indent=2, sort_keys=True).encode()])

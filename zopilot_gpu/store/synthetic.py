@@ -18,7 +18,7 @@ from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store import files
 from zopilot_gpu.store.fingerprint import texts
-from zopilot_gpu.store.layout import Absmax, File, plan
+from zopilot_gpu.store.layout import Absmax, File, packed_bytes, plan
 from zopilot_gpu.store.locate import DEMO_DIRECTORY, Located
 from zopilot_gpu.store.manifest import Stored
 from zopilot_gpu.store.publish import manifest_of, publish, staging_for, write_text
@@ -68,7 +68,7 @@ def config_of(name: str) -> dict[str, object]:
 
 
 def make_packed(name: str, root: Path, absmax: Absmax, told: Callable[[int, int], None] = lambda *_: None) -> Published:
-    """The made-up model `name` in the packed form below `root`; one that is there already is taken.
+    """The made-up model `name` in the packed form below `root`; one that is there is taken. `told` hears of bytes, made and all.
 
     Raises:
         ModelUnavailable: there is none of this name, or a damaged one is in the way.
@@ -85,9 +85,10 @@ def make_packed(name: str, root: Path, absmax: Absmax, told: Callable[[int, int]
     files.make_directory(folder, parents=True)
     staging = staging_for(folder, target.name)
     stored: dict[str, Stored] = {}
+    total = packed_bytes(MixtralConfig.from_json(sizes), absmax)
     for index, file in enumerate(layout):
         stored[file.name] = _write_packed(staging, file, absmax, seed=_SEED + index)
-        told(index + 1, len(layout))
+        told(sum(item.size for item in stored.values()), total)
     for text, content in texts(DEMO_DIRECTORY):
         if text != "config.json":
             stored[text] = write_text(staging / text, content)
