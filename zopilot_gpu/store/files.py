@@ -159,9 +159,9 @@ def is_writable(directory: Path) -> bool:
     probe = directory / f".probe-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         os.close(create(probe))
+        remove(probe)
     except OSError:
         return False
-    remove(probe)
     return True
 
 
