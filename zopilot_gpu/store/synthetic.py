@@ -68,7 +68,7 @@ def config_of(name: str) -> dict[str, object]:
 
 
 def make_packed(name: str, root: Path, absmax: Absmax, told: Callable[[int, int], None] = lambda *_: None) -> Published:
-    """The made-up model `name` in the packed form below `root`; one that is there is taken. `told` hears of bytes, made and all.
+    """The made-up model `name` in the packed form below `root`, or the one that is there. `told` hears of bytes, made and all.
 
     Raises:
         ModelUnavailable: there is none of this name, or a damaged one is in the way.
