@@ -39,7 +39,7 @@ def prepare(  # noqa: PLR0913  (one parameter an option)
         Path | None, typer.Option(help="Also write a checkpoint for transformers into this new directory.")
     ] = None,
     synthetic: Annotated[str | None, typer.Option(help="A made-up model instead: mixtral-8x7b, small or demo-size.")] = None,
-    absmax: Annotated[str, typer.Option(help="double (smallest), bfloat16 or float32.")] = "double",
+    absmax: Annotated[str | None, typer.Option(help="double (smallest; the default), bfloat16 or float32.")] = None,
     device: Annotated[str, typer.Option(help="Where to quantise: cpu or cuda.")] = "cpu",
 ) -> None:
     """Pack a model once, so that each start reads 24.5 GB instead of 93."""
@@ -50,7 +50,7 @@ def prepare(  # noqa: PLR0913  (one parameter an option)
     try:
         with bars(_console) as told:
             if synthetic:
-                found = _make(synthetic, roots, _absmax(absmax), told)
+                found = _make(synthetic, roots, _absmax(absmax) or "double", told)
             else:
                 token = settings.hf_token.get_secret_value() if settings.hf_token else None
                 wanted = Wanted(
@@ -78,8 +78,8 @@ def settings_without_key() -> Settings:
     return Settings()
 
 
-def _absmax(name: str) -> Absmax:
-    for known in ("double", "bfloat16", "float32"):
+def _absmax(name: str | None) -> Absmax | None:
+    for known in (None, "double", "bfloat16", "float32"):
         if name == known:
             return known
     return _fail(f"--absmax is {name!r}, not double, bfloat16 or float32.")

@@ -42,7 +42,7 @@ class Task:
     @property
     def target(self) -> Path:
         """The published name."""
-        return self.folder / key_of(self.located.name, self.fingerprint)
+        return self.folder / key_of(self.located.name, self.fingerprint, self.absmax)
 
 
 def build_or_wait(task: Task, progress: Progress, stopped: Stopped) -> tuple[Published, str]:

@@ -19,7 +19,7 @@ from zopilot_gpu.store import files
 from zopilot_gpu.store.build import Progress, Stopped, Task, build_or_wait, remedy
 from zopilot_gpu.store.fetch import fetch
 from zopilot_gpu.store.fingerprint import fingerprint
-from zopilot_gpu.store.layout import Absmax
+from zopilot_gpu.store.layout import Absmax, why_not_packed
 from zopilot_gpu.store.lease import Pace
 from zopilot_gpu.store.locate import Located, locate
 from zopilot_gpu.store.manifest import MANIFEST, Damaged, Manifest
@@ -39,7 +39,7 @@ class Wanted:
     allow_download: bool = False
     token: str | None = None
     build: bool = True
-    absmax: Absmax = "double"
+    absmax: Absmax | None = None  # None takes any form that is there, and makes a double one
     device: str = "cpu"  # where weights are quantised
     pace: Pace = field(default_factory=Pace)
     pack: Pack | None = None
@@ -72,7 +72,7 @@ def ensure(wanted: Wanted, progress: Progress = lambda *_: None, stopped: Stoppe
     mark = _mark(located)
     problems: list[Damaged] = []
     if mark or not located:
-        found, problems = find(wanted.model if not located else located.name, mark, wanted.revision, wanted.roots)
+        found, problems = find(located.name if located else wanted.model, mark, wanted.revision, wanted.absmax, wanted.roots)
         if found:
             return _packed(found, "the packed form is there")
         if problems and not located and not wanted.allow_download:
@@ -82,6 +82,8 @@ def ensure(wanted: Wanted, progress: Progress = lambda *_: None, stopped: Stoppe
         mark, problems = _mark(located), []
     if mark is None:
         return Prepared(located, None, f"only a Mixtral is packed, and this is of the type {located.model_type!r}")
+    if obstacle := why_not_packed(located.directory):
+        return Prepared(located, None, obstacle)
     if not wanted.build:
         return Prepared(located, None, str(problems[0].detail) if problems else "it has not been packed yet")
     return _build(wanted, located, mark, progress, stopped)
@@ -102,7 +104,7 @@ def _source(wanted: Wanted) -> Located | None:
     try:
         return locate(wanted.model, wanted.revision, wanted.roots)
     except ModelUnavailable:
-        found, problems = find(wanted.model, None, wanted.revision, wanted.roots)
+        found, problems = find(wanted.model, None, wanted.revision, wanted.absmax, wanted.roots)
         if found is None and not problems and not wanted.allow_download:
             raise
         return None
@@ -125,7 +127,7 @@ def _build(wanted: Wanted, located: Located, mark: str, progress: Progress, stop
     root = next((root for root in wanted.roots if root.is_dir() and files.is_writable(root)), None)
     if root is None:
         return Prepared(located, None, "no volume is writable, so it can't be packed")
-    task = Task(located, mark, root / FOLDER, wanted.absmax, wanted.device, wanted.pace, wanted.pack or _pack())
+    task = Task(located, mark, root / FOLDER, wanted.absmax or "double", wanted.device, wanted.pace, wanted.pack or _pack())
     try:
         found, why = build_or_wait(task, progress, stopped)
     except OSError as error:

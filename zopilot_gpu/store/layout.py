@@ -145,6 +145,17 @@ def packed_bytes(config: MixtralConfig, absmax: Absmax = "double") -> int:
     )
 
 
+def why_not_packed(directory: Path) -> str | None:
+    """What keeps the model in `directory` from having a packed form; None when nothing does."""
+    try:
+        layout = plan(read_config(directory))
+    except ModelUnavailable as problem:
+        return problem.detail
+    weights = [weight for file in layout for stack in file.stacks for weight in stack.weights]
+    odd = [weight for weight in weights if weight.num_blocks * BLOCK != weight.shape[0] * weight.shape[1]]
+    return f"{odd[0].name} {odd[0].shape} is not a whole number of blocks of {BLOCK}" if odd else None
+
+
 def read_config(directory: Path) -> MixtralConfig:
     """The sizes of the model in `directory`.
 

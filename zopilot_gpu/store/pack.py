@@ -125,8 +125,6 @@ class _Packer:
         return all(self._checkpoint.type_of(weight.name) == "BF16" for weight in stack.weights)
 
     def _one(self, found: torch.Tensor | Imported, weight: Weight, form: Absmax, views: Views) -> None:
-        if weight.num_blocks * BLOCK != weight.shape[0] * weight.shape[1]:
-            raise ModelUnavailable(detail=f"{weight.name} {weight.shape} is not a whole number of blocks of {BLOCK}.")
         if isinstance(found, Imported):
             _copy(found, form, views)
             return

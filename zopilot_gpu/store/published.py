@@ -1,8 +1,8 @@
 """The packed directories on the volumes: their names, finding a sound one, setting a damaged one aside. No torch.
 
-`<root>/packed/<model>@<first 16 digits of the source's fingerprint>-<format>/`. Readers take no lock: what has this name was
-complete when it got it, and nothing in it changes. Names that begin with a dot are nobody's to read: builds, leases, damaged
-forms.
+`<root>/packed/<model>@<first 16 digits of the source's fingerprint>-<format>[-<absmax>]/`. Readers take no lock: what has this
+name was complete when it got it, and nothing in it changes. Names that begin with a dot are nobody's to read: builds, leases,
+damaged forms.
 """
 
 import re
@@ -13,12 +13,14 @@ from pathlib import Path
 
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.store import files
+from zopilot_gpu.store.layout import Absmax
 from zopilot_gpu.store.manifest import FORMAT, Damaged, Manifest, check_hashes, check_sizes, read_manifest, small_files
 
 FOLDER = "packed"
 BUILDING, LEASE, QUARANTINE = ".building-", ".lease-", ".damaged-"
 _UNUSUAL = re.compile(r"[^\w.-]+")
 _OLD_S = 3600
+_ENDS: dict[Absmax, str] = {"double": f"{FORMAT}", "bfloat16": f"{FORMAT}-bfloat16", "float32": f"{FORMAT}-float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +31,9 @@ class Published:
     manifest: Manifest
 
 
-def key_of(model: str, fingerprint: str) -> str:
-    """The name of the packed form of a source."""
-    return f"{_slug(model)}@{fingerprint[:16]}-{FORMAT}"
+def key_of(model: str, fingerprint: str, absmax: Absmax = "double") -> str:
+    """The name of a packed form of a source."""
+    return f"{_slug(model)}@{fingerprint[:16]}-{_ENDS[absmax]}"
 
 
 def _slug(model: str) -> str:
@@ -54,7 +56,7 @@ def open_published(directory: Path) -> Published:
 
 
 def find(
-    model: str, fingerprint: str | None, revision: str | None, roots: Sequence[Path]
+    model: str, fingerprint: str | None, revision: str | None, absmax: Absmax | None, roots: Sequence[Path]
 ) -> tuple[Published | None, list[Damaged]]:
     """A sound packed form, the first in the order of `roots`, and what is wrong with those that would come before it.
 
@@ -62,11 +64,12 @@ def find(
         model: its name.
         fingerprint: of the source; None where there is no source, and any packed form of `model` is taken, the newest first.
         revision: asked for; only looked at where there is no source.
+        absmax: its form; None for any, double first.
         roots: where to look.
     """
     problems = []
     for root in roots:
-        for directory in _candidates(model, fingerprint, root / FOLDER):
+        for directory in _candidates(model, fingerprint, absmax, root / FOLDER):
             try:
                 found = open_published(directory)
             except Damaged as problem:
@@ -77,12 +80,12 @@ def find(
     return None, problems
 
 
-def _candidates(model: str, fingerprint: str | None, folder: Path) -> list[Path]:
+def _candidates(model: str, fingerprint: str | None, absmax: Absmax | None, folder: Path) -> list[Path]:
+    forms: list[Absmax] = [absmax] if absmax else list(_ENDS)
     if fingerprint:
-        directory = folder / key_of(model, fingerprint)
-        return [directory] if exists(directory) else []
-    beginning, end = f"{_slug(model)}@", f"-{FORMAT}"
-    found = [folder / name for name in _names(folder) if name.startswith(beginning) and name.endswith(end)]
+        return [path for form in forms if exists(path := folder / key_of(model, fingerprint, form))]
+    ends = tuple(f"-{_ENDS[form]}" for form in forms)
+    found = [folder / name for name in _names(folder) if name.startswith(f"{_slug(model)}@") and name.endswith(ends)]
     return sorted(found, key=_changed_s, reverse=True)
 
 

@@ -79,7 +79,7 @@ def make_packed(name: str, root: Path, absmax: Absmax, told: Callable[[int, int]
     located = Located(f"synthetic-{name}", DEMO_DIRECTORY, None, "mixtral")
     source = hashlib.sha256(f"{sorted(sizes.items(), key=str)} {absmax} {_SEED}".encode()).hexdigest()
     folder = root / FOLDER
-    target = folder / key_of(located.name, source)
+    target = folder / key_of(located.name, source, absmax)
     if target.is_dir():
         return open_published(target)
     files.make_directory(folder, parents=True)

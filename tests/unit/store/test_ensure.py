@@ -203,6 +203,31 @@ def test_who_comes_second_takes_what_the_first_has_published(wanted: Wanted, vol
     assert len(list((volume / "packed").iterdir())) == 1
 
 
+def test_each_form_of_absmax_is_a_packed_form_of_its_own(wanted: Wanted, volume: Path) -> None:
+    exact = packed(ensure(replace(wanted, absmax="bfloat16")))
+    assert exact.name.endswith("-1-bfloat16")
+    assert packed(ensure(replace(wanted, pack=no_pack))) == exact  # any will do
+    double = packed(ensure(replace(wanted, absmax="double")))
+    assert double != exact
+    assert packed(ensure(replace(wanted, pack=no_pack))) == double
+    assert packed(ensure(Wanted(wanted.model, roots=[volume], absmax="bfloat16", pack=no_pack))) == exact
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"sliding_window": 4096}, "sliding-window"), ({"intermediate_size": 3, "hidden_size": 8}, "blocks of 64")],
+)
+def test_a_mixtral_that_has_no_packed_form_is_served_from_its_source(
+    tiny: Path, tmp_path: Path, wanted: Wanted, changes: dict[str, int], said: str
+) -> None:
+    shutil.copytree(tiny, tmp_path / "odd")
+    config = json.loads((tiny / "config.json").read_bytes())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config | changes))
+    found = ensure(replace(wanted, model=str(tmp_path / "odd"), pack=no_pack))
+    assert (found.located.directory, found.is_packed) == (tmp_path / "odd", False)
+    assert said in found.why
+
+
 def test_other_models_are_served_from_their_source(tiny: Path, tmp_path: Path, wanted: Wanted) -> None:
     shutil.copytree(tiny, tmp_path / "llama")
     (tmp_path / "llama" / "config.json").write_text(json.dumps({"model_type": "llama"}))
