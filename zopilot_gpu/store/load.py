@@ -19,7 +19,7 @@ from zopilot_gpu.errors import ModelUnavailable, ShuttingDown
 from zopilot_gpu.store import files
 from zopilot_gpu.store.build import Progress, Stopped
 from zopilot_gpu.store.manifest import Damaged, Manifest
-from zopilot_gpu.store.published import set_aside
+from zopilot_gpu.store.published import FOLDER, set_aside
 from zopilot_gpu.store.source import TYPES
 from zopilot_gpu.store.tensors import Contents, plan_file
 from zopilot_gpu.store.verdicts import Verdicts
@@ -39,7 +39,7 @@ def load(
 ) -> dict[str, torch.Tensor]:
     """All tensors of the packed form in `directory`, by name; see `zopilot_gpu.store.layout`.
 
-    A form that turns out to be damaged is set aside where the volume lets us, so that `ensure` makes it anew.
+    A form on a volume that turns out to be damaged is set aside where the volume lets us, so that `ensure` makes it anew.
 
     Raises:
         Damaged: a file is not what was published, or can't be read.
@@ -69,7 +69,7 @@ def _results(files_read: list[Future[dict[str, torch.Tensor]]]) -> list[dict[str
 
 def _set_aside(directory: Path, problem: Damaged) -> None:
     moved_to = None
-    if problem.is_certain:
+    if problem.is_certain and directory.parent.name == FOLDER:  # another place is somebody's own copy
         try:
             moved_to = str(set_aside(directory))
         except ModelUnavailable as why:

@@ -138,6 +138,17 @@ def test_a_flipped_bit_is_found_by_the_first_load_of_a_machine_and_repaired(want
     assert packed(ensure(wanted)) == found.located.directory
 
 
+def test_a_copy_in_another_place_is_refused_and_left_where_it_is(wanted: Wanted, tmp_path: Path) -> None:
+    found = ensure(wanted)
+    assert found.manifest
+    copy = tmp_path / "copy"
+    shutil.copytree(found.located.directory, copy)
+    (copy / "layer-000.safetensors").write_bytes(bytes((copy / "layer-000.safetensors").stat().st_size))
+    with pytest.raises(Damaged, match=r"copy/layer-000\.safetensors"):
+        load(copy, found.manifest)
+    assert copy.is_dir()
+
+
 def test_a_machine_hashes_what_it_loads_once(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ensure(wanted)
     assert found.manifest
