@@ -15,6 +15,7 @@ from tests.checkpoints import make_tiny
 from zopilot_gpu.store.ensure import Wanted, ensure
 from zopilot_gpu.store.load import load
 from zopilot_gpu.store.manifest import Damaged
+from zopilot_gpu.store.verdicts import Verdicts
 
 Tensors = dict[str, torch.Tensor]
 KINDS = ["layer-001.safetensors", "globals.safetensors", "manifest.json", "READY", "config.json", "tokenizer.json"]
@@ -80,7 +81,9 @@ def sound(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     volume = tmp_path_factory.mktemp("volume")
     prepared = ensure(Wanted(str(source), roots=[volume]))
     assert prepared.manifest
-    return volume, load(prepared.located.directory, prepared.manifest)
+    directory, manifest = prepared.located.directory, prepared.manifest
+    verdicts = Verdicts(directory, manifest, tmp_path_factory.mktemp("cache"))
+    return volume, load(directory, manifest, verdicts=verdicts)
 
 
 def started(wanted: Wanted) -> tuple[Tensors, list[str]]:

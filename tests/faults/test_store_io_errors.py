@@ -1,7 +1,7 @@
 """Every read and write of the store fails once, or from then on: nothing half is published, and what was there still loads.
 
 `zopilot_gpu.store.files` is the only module that calls the system; here its `os` fails at call number n, for each n.
-`ZOPILOT_GPU_IO_ERRORS=1 python -m pytest tests/faults/test_store_io_errors.py -s` takes each call; otherwise every 16th or so.
+`ZOPILOT_GPU_IO_ERRORS=1 python -m pytest tests/faults/test_store_io_errors.py -s` takes each call; otherwise some eighty.
 """
 
 import errno
@@ -64,7 +64,7 @@ def failing(failing_os: FailingOs) -> Iterator[FailingOs]:
 def cases(calls: int) -> list[tuple[int, int, bool]]:
     """(error, number of the call, whether all later ones fail too)."""
     every = list(itertools.product(ERRORS, range(1, calls + 1), (False, True)))
-    return every if EVERY else every[:: max(1, len(every) // 120)]
+    return every if EVERY else every[:: max(1, len(every) // 80)]
 
 
 @pytest.fixture(scope="module")
