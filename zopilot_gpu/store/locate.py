@@ -54,6 +54,7 @@ def locate(model: str, revision: str | None = None, roots: Sequence[Path] = ()) 
         return _complete(Path(model).name, Path(model), None)
     problems = []
     for folder in _model_folders(model, roots):
+        problems += _broken_off(folder)
         for snapshot in _snapshots(folder, revision):
             try:
                 return _complete(model, snapshot, snapshot.name)
@@ -77,6 +78,12 @@ def _model_folders(model: str, roots: Sequence[Path]) -> Iterator[Path]:
             except OSError:
                 continue
             yield from (folder for folder in folders if folder.name.lower() == wanted)
+
+
+def _broken_off(folder: Path) -> list[str]:
+    """What a download that did not end has left, in words."""
+    num_files = sum(1 for _ in (folder / "blobs").glob("*.incomplete"))
+    return [f"A download into {folder} was broken off ({num_files} files .incomplete); it can go on."] if num_files else []
 
 
 def _snapshots(folder: Path, revision: str | None) -> list[Path]:
