@@ -31,13 +31,14 @@ _log = log.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked of the store. `pace` and `pack` are for tests."""
+    """What is asked of the store. Without `packed` only the source will do. `pace` and `pack` are for tests."""
 
     model: str
     revision: str | None = None
     roots: Sequence[Path] = ()
     allow_download: bool = False
     token: str | None = None
+    packed: bool = True
     build: bool = True
     absmax: Absmax | None = None  # None takes any form that is there, and makes a double one
     device: str = "cpu"  # where weights are quantised
@@ -69,9 +70,9 @@ def ensure(wanted: Wanted, progress: Progress = lambda *_: None, stopped: Stoppe
     if (Path(wanted.model) / MANIFEST).is_file():
         return _packed(open_published(Path(wanted.model)), "it is a packed directory itself")
     located = _source(wanted)
-    mark = _mark(located)
+    mark = _mark(located) if wanted.packed else None
     problems: list[Damaged] = []
-    if mark or not located:
+    if wanted.packed and (mark or not located):
         found, problems = find(located.name if located else wanted.model, mark, wanted.revision, wanted.absmax, wanted.roots)
         if found:
             return _packed(found, "the packed form is there")
@@ -80,13 +81,22 @@ def ensure(wanted: Wanted, progress: Progress = lambda *_: None, stopped: Stoppe
     if not located:
         located = _download(wanted, progress)
         mark, problems = _mark(located), []
+    if why := _why_the_source(wanted, located, mark, problems):
+        return Prepared(located, None, why)
+    return _build(wanted, located, mark or "", progress, stopped)
+
+
+def _why_the_source(wanted: Wanted, located: Located, mark: str | None, problems: Sequence[Damaged]) -> str | None:
+    """What keeps a source from being packed now; None when nothing does."""
+    if not wanted.packed:
+        return "the source was asked for"
     if mark is None:
-        return Prepared(located, None, f"only a Mixtral is packed, and this is of the type {located.model_type!r}")
+        return f"only a Mixtral is packed, and this is of the type {located.model_type!r}"
     if obstacle := why_not_packed(located.directory):
-        return Prepared(located, None, obstacle)
+        return obstacle
     if not wanted.build:
-        return Prepared(located, None, str(problems[0].detail) if problems else "it has not been packed yet")
-    return _build(wanted, located, mark, progress, stopped)
+        return str(problems[0].detail) if problems else "it has not been packed yet"
+    return None
 
 
 def _mark(located: Located | None) -> str | None:
@@ -104,6 +114,10 @@ def _source(wanted: Wanted) -> Located | None:
     try:
         return locate(wanted.model, wanted.revision, wanted.roots)
     except ModelUnavailable:
+        if not wanted.packed:
+            if wanted.allow_download:
+                return None
+            raise
         found, problems = find(wanted.model, None, wanted.revision, wanted.absmax, wanted.roots)
         if found is None and not problems and not wanted.allow_download:
             raise

@@ -116,6 +116,11 @@ def _complete(name: str, directory: Path, revision: str | None) -> Located:
     return Located(name, directory, revision, str(config.get("model_type", "")))
 
 
+def weight_bytes(directory: Path) -> int:
+    """The size of a checkpoint's weights."""
+    return sum((directory / name).stat().st_size for name in weight_files(directory))
+
+
 def weight_files(directory: Path) -> list[str]:
     """The names of the files that hold a checkpoint's weights: those of its index, or the one of a checkpoint without.
 
