@@ -13,6 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -90,10 +91,14 @@ def load_through_ring(directory: Path) -> None:
 
     from zopilot_gpu.store import load as module
 
+    local = threading.local()
+
     class Ring:
         def __init__(self, num_bytes: int) -> None:
             self._data = torch.empty(num_bytes, dtype=torch.uint8)  # never touched, so no memory
-            self._buffers = [torch.empty(min(_PIECE, num_bytes), dtype=torch.uint8) for _ in range(2)]
+            if not hasattr(local, "buffers"):  # as torch's allocator of pinned memory does
+                local.buffers = [torch.empty(module._PIECE_BYTES, dtype=torch.uint8) for _ in range(2)]
+            self._buffers = local.buffers
 
         def take(self, begin: int, end: int, read: Callable[[memoryview], None]) -> None:
             self._buffers.reverse()
@@ -183,7 +188,8 @@ def step(name: str, *arguments: object) -> dict[str, Any]:
 def run_step(name: str, arguments: list[str]) -> None:
     """The other side of `step`."""
     if name not in ("read_raw", "read_fresh", "dd"):
-        import torch  # noqa: F401
+        import zopilot_gpu.store.ensure
+        import zopilot_gpu.store.load  # noqa: F401
     if name in ("pack", "from_pretrained", "speeds"):
         import bitsandbytes  # noqa: F401
     if name == "from_pretrained":
@@ -219,7 +225,7 @@ def measure(root: Path, model: str, rounds: int, *, slow: bool) -> dict[str, Any
     kinds: dict[str, tuple[Any, ...]] = {
         "dd": ("dd", packed),
         "raw": ("read_raw", packed),
-        "raw, 1 thread": ("read_raw", packed, "1"),
+        "raw, kept": ("read_fresh", packed),
         "load": ("load", packed),
         "load, ring": ("load_through_ring", packed),
     }

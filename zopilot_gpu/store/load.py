@@ -25,7 +25,7 @@ from zopilot_gpu.store.tensors import Contents, plan_file
 from zopilot_gpu.store.verdicts import Verdicts
 
 _log = log.get(__name__)
-_PIECE_BYTES = 16 << 20
+_PIECE_BYTES = 4 << 20  # two of them a worker stay in the cache of the cores
 _WORKERS = 4
 
 

@@ -3,8 +3,8 @@
     read (threads) ──▶ quantise into the file's buffer (all cores) ──▶ hash, write, sync (one thread) ──▶ record
 
 Tensor by tensor, file by file. In memory at any time: the buffers of two files, two weights of the source, and little else,
-whatever the model's size: 2.2 GB for Mixtral-8x7B. A finished file leaves a record with its hash beside it, so that a later try
-in the same directory goes on behind it.
+however many layers there are: 2.3 GB for Mixtral-8x7B, libraries included. A finished file leaves a record with its hash beside
+it, so that a later try in the same directory goes on behind it.
 """
 
 import hashlib

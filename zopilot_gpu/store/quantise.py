@@ -1,6 +1,6 @@
 """Weights to NF4, at the speed of the cores. Knows one tensor at a time; refuses files.
 
-The result is bitwise that of `bitsandbytes.functional.quantize_4bit`, which takes about 15 times as long on a CPU: it walks
+The result is bitwise that of `bitsandbytes.functional.quantize_4bit`, which takes 6 to 8 times as long on a CPU: it walks
 whole tensors with a binary search for each value. Here a piece stays in the cache of its core, and the interval of a value is
 looked up: between -1 and 1 there are 256 cells, none with more than one boundary between codes, so that a value's code is
 that of the left end of its cell, or the next one if it lies above the boundary in it.
