@@ -90,18 +90,18 @@ def _load(event_loop: asyncio.AbstractEventLoop) -> _InProcess:
     log.configure("warning")
     for name, value in BEFORE_TORCH.items():
         os.environ.setdefault(name, value)
-    from runners.device import Device  # noqa: PLC0415  (torch)
-    from runners.mixtral import MixtralBackend  # noqa: PLC0415
-    from zopilot_gpu.settings import Settings  # noqa: PLC0415
-    from zopilot_gpu.store.locate import locate  # noqa: PLC0415
-    from zopilot_gpu.text.template import template_for  # noqa: PLC0415
-    from zopilot_gpu.text.tokenizer import Tokenizer  # noqa: PLC0415
+    from runners.device import Device
+    from runners.mixtral import MixtralBackend
+    from zopilot_gpu.settings import Settings
+    from zopilot_gpu.store.ensure import Wanted, ensure
+    from zopilot_gpu.text.template import template_for
+    from zopilot_gpu.text.tokenizer import Tokenizer
 
-    located = locate("demo")
-    tokenizer = Tokenizer(located.directory)
+    prepared = ensure(Wanted("demo", build=False))
+    tokenizer = Tokenizer(prepared.located.directory)
     settings = Settings(allow_anonymous=True)
-    backend = MixtralBackend(located, Device("cpu", "measuring"), tokenizer, settings, event_loop, lambda *_: None)
-    return _InProcess(backend, template_for(located.model_type, tokenizer))
+    backend = MixtralBackend(prepared, Device("cpu", "measuring"), tokenizer, settings, event_loop, lambda *_: None)
+    return _InProcess(backend, template_for(prepared.located.model_type, tokenizer))
 
 
 def table(found: dict[str, Any]) -> Table:

@@ -61,27 +61,27 @@ def main(
 
 def _engine() -> "Engine":
     """An engine as the Mixtral backend makes it on a CPU, but without the prefix cache."""
-    import torch  # noqa: PLC0415  (after BEFORE_TORCH)
+    import torch
 
-    from runners.mixtral import load  # noqa: PLC0415
-    from zopilot_gpu.demo import MODEL  # noqa: PLC0415
-    from zopilot_gpu.engine.blocks import BlockPool  # noqa: PLC0415
-    from zopilot_gpu.engine.engine import Engine  # noqa: PLC0415
-    from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, make_pools, pool_size  # noqa: PLC0415
-    from zopilot_gpu.engine.scheduler import Scheduler  # noqa: PLC0415
-    from zopilot_gpu.model.config import MixtralConfig  # noqa: PLC0415
+    from runners.weights import load_source
+    from zopilot_gpu.demo import MODEL
+    from zopilot_gpu.engine.blocks import BlockPool
+    from zopilot_gpu.engine.engine import Engine
+    from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, make_pools, pool_size
+    from zopilot_gpu.engine.scheduler import Scheduler
+    from zopilot_gpu.model.config import MixtralConfig
 
     cpu, dtype = torch.device("cpu"), torch.float32
     config = MixtralConfig.from_json(json.loads((MODEL / "config.json").read_bytes()))
     size = pool_size(config, dtype, cpu, max_tokens=max(CONTEXTS) * max(BATCHES))
     blocks = BlockPool(size.num_blocks, BLOCK_SIZE, share_prefixes=False)
     scheduler = Scheduler(blocks, max_step_tokens=512, max_running=max(BATCHES))
-    return Engine(load(MODEL, config, dtype, cpu, lambda *_: None), make_pools(config, size, dtype, cpu), scheduler)
+    return Engine(load_source(MODEL, config, dtype, cpu, lambda *_: None), make_pools(config, size, dtype, cpu), scheduler)
 
 
 def _step_ms(engine: "Engine", batch: int, context: int) -> float:
     """The median step with `batch` sequences that decode at about `context` tokens."""
-    from zopilot_gpu.engine.sequence import Sequence  # noqa: PLC0415
+    from zopilot_gpu.engine.sequence import Sequence
 
     rng = random.Random(f"{batch} {context}")
     for number in range(batch):

@@ -2,8 +2,11 @@
 
 Knows files, text and which backend suits; torch is imported by its loading thread, not by this file.
 
-    loading thread:  find ─▶ (download) ─▶ choose device and backend ─▶ load ─▶ ready
+    loading thread:  find ─▶ (download) ─▶ choose device and backend ─▶ load ─▶ ready ─▶ pack for the next start
     event loop:      generate ── ids ──▶ backend ──▶ events
+
+A model that has not been packed is served from its source at once: quantising on the way to the device takes one pass over the
+source, packing first would take that pass and another over what it wrote.
 """
 
 import asyncio
@@ -20,8 +23,9 @@ from zopilot_gpu import log
 from zopilot_gpu.errors import InvalidRequest, ModelLoading, ModelUnavailable, ServiceError, ShuttingDown
 from zopilot_gpu.events import Event, Job
 from zopilot_gpu.settings import Settings
-from zopilot_gpu.store.fetch import fetch
-from zopilot_gpu.store.locate import Located, locate, search_roots
+from zopilot_gpu.store.ensure import Prepared, Wanted, ensure
+from zopilot_gpu.store.locate import search_roots, weight_bytes
+from zopilot_gpu.store.manifest import Damaged
 from zopilot_gpu.text.template import Template, template_for
 from zopilot_gpu.text.tokenizer import Tokenizer
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 _RETRY_LOADING_S = 5
+_LEAST_PACKED_BYTES = 1_000_000_000  # what is smaller loads in seconds from anywhere
 # NOTE: read when torch is imported; why is in docs/decisions/003-before-torch.md.
 BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
 
@@ -126,9 +131,13 @@ class BackgroundRunner:
     def _load(self) -> None:
         began_s = time.monotonic()
         try:
-            located = self._find()
-            self._state = replace(self._state, model=located.name)
-            self._loaded = self._load_backend(located)
+            prepared = self._find()
+            self._state = replace(self._state, model=prepared.located.name)
+            try:
+                self._loaded = self._load_backend(prepared)
+            except Damaged:  # set aside by now
+                prepared = self._find()
+                self._loaded = self._load_backend(prepared)
         except ShuttingDown:
             _log.info("loading_stopped")
         except ServiceError as problem:
@@ -141,16 +150,20 @@ class BackgroundRunner:
             self._state = replace(self._state, phase="ready", step="ready", progress=1.0, load_s=load_s)
             now = self._state
             _log.info("model_ready", model=now.model, device=now.device, runner=now.runner, why=now.why, load_s=load_s)
+            self._pack(prepared)
 
-    def _load_backend(self, located: Located) -> _Loaded:
+    def _load_backend(self, prepared: Prepared) -> _Loaded:
         self._progress("importing torch", 0.05)
         for variable, value in BEFORE_TORCH.items():
             os.environ.setdefault(variable, value)
         from runners.device import choose_device, choose_form  # noqa: PLC0415  (torch takes seconds)
 
+        located = prepared.located
         device = choose_device(self._settings.device)
         name, why = choose_backend(self._settings.runner, choose_form(located, device))
         self._state = replace(self._state, device=device.name, runner=name, why=why)
+        if name == "plain" and prepared.is_packed:
+            located = ensure(self._wanted(build=False, packed=False)).located
         tokenizer = Tokenizer(located.directory)
         self._progress("weights", 0.1)
 
@@ -158,27 +171,48 @@ class BackgroundRunner:
             self._progress(step, 0.1 + 0.85 * share)
 
         if name == "mixtral":
-            from runners.mixtral import MixtralBackend as Chosen  # noqa: PLC0415
+            from runners.mixtral import MixtralBackend  # noqa: PLC0415
+
+            backend: Backend = MixtralBackend(prepared, device, tokenizer, self._settings, self._event_loop, progress)
         else:
-            from runners.plain import PlainBackend as Chosen  # type: ignore[assignment]  # noqa: PLC0415
-        backend = Chosen(located, device, tokenizer, self._settings, self._event_loop, progress)
+            from runners.plain import PlainBackend  # noqa: PLC0415
+
+            backend = PlainBackend(located, device, tokenizer, self._settings, self._event_loop, progress)
         return _Loaded(backend, template_for(located.model_type, tokenizer), backend.window)
 
-    def _find(self) -> Located:
+    def _find(self) -> Prepared:
         self._progress("looking for the model", 0.0)
-        wanted = self._settings
-        roots = search_roots(wanted.volume, wanted.hf_home)
+        prepared = ensure(self._wanted(build=False), self._store_progress, self._stopping.is_set)
+        self._state = replace(self._state, source="packed" if prepared.is_packed else "source", source_why=prepared.why)
+        return prepared
+
+    def _wanted(self, *, build: bool, packed: bool = True) -> Wanted:
+        settings = self._settings
+        return Wanted(
+            settings.model,
+            settings.revision,
+            search_roots(settings.volume, settings.hf_home),
+            allow_download=settings.allow_download,
+            token=settings.hf_token.get_secret_value() if settings.hf_token else None,
+            build=build,
+            packed=packed and settings.runner != "plain",
+        )
+
+    def _pack(self, prepared: Prepared) -> None:
+        """Packs the model for the next start, while this one is served from its source."""
+        if prepared.is_packed or not self._settings.pack or self._state.runner != "mixtral":
+            return
+        if weight_bytes(prepared.located.directory) < _LEAST_PACKED_BYTES:
+            return
         try:
-            return locate(wanted.model, wanted.revision, roots)
-        except ModelUnavailable:
-            if not wanted.allow_download:
-                raise
-        self._progress("downloading", 0.01)
-        root = next(root for root in roots if root.is_dir() or root == roots[-1])
-        token = wanted.hf_token.get_secret_value() if wanted.hf_token else None
-        cache = root / ("hub" if root == roots[-1] else "huggingface/hub")
-        fetch(wanted.model, wanted.revision, cache, token)
-        return locate(wanted.model, wanted.revision, roots)
+            packed = ensure(self._wanted(build=True), lambda *_: None, self._stopping.is_set)
+        except ServiceError as problem:
+            _log.warning("packing_failed", problem=problem.detail or problem.message)
+        else:
+            self._state = replace(self._state, source_why=f"{self._state.source_why}; for the next start: {packed.why}")
+
+    def _store_progress(self, step: str, done: int, total: int) -> None:
+        self._progress(step, 0.05 * done / total if total else 0.0)
 
     def _progress(self, step: str, share: float) -> None:
         if self._stopping.is_set():

@@ -29,8 +29,8 @@ class RunnerState:
     """A snapshot of a runner, cheap to take.
 
     `step` says in a word what loading is doing; `progress` is its share done, 0 to 1. `runner` is the backend and `why` the
-    reason it was chosen. `problem` is the operator's sentence when `phase` is `failed`. Memory is that of the device, in
-    bytes; 0 where it has none of its own.
+    reason it was chosen. `source` is what it was loaded from, `packed` or `source`, and `source_why` the reason. `problem` is
+    the operator's sentence when `phase` is `failed`. Memory is that of the device, in bytes; 0 where it has none of its own.
     """
 
     phase: Phase
@@ -43,6 +43,8 @@ class RunnerState:
     max_waiting: int
     runner: str | None = None
     why: str | None = None
+    source: str | None = None
+    source_why: str | None = None
     load_s: float | None = None
     problem: str | None = None
     gpu_name: str | None = None
@@ -90,7 +92,9 @@ class BackendState:
 
 
 class Backend(Protocol):
-    """A loaded model and its way of running jobs. Lives on one event loop."""
+    """A loaded model and its way of running jobs. Lives on one event loop. `window`: tokens of prompt and answer together."""
+
+    window: int
 
     def state(self) -> BackendState:
         """How it is. Never blocks and never calls the device."""

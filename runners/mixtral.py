@@ -8,16 +8,14 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from runners.base import BackendState, EngineStats, Progress
 from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
+from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine, Finish
@@ -25,13 +23,11 @@ from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, make_pools, pool_size
 from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.errors import ModelUnavailable, ServiceError
+from zopilot_gpu.errors import ServiceError
 from zopilot_gpu.events import Event, Job, Text
 from zopilot_gpu.model.config import MixtralConfig
-from zopilot_gpu.model.mixtral import Mixtral
-from zopilot_gpu.model.weights import build
 from zopilot_gpu.settings import Settings
-from zopilot_gpu.store.locate import Located, weight_files
+from zopilot_gpu.store.ensure import Prepared
 from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
@@ -47,7 +43,7 @@ class MixtralBackend:
 
     def __init__(
         self,
-        located: Located,
+        prepared: Prepared,
         device: Device,
         tokenizer: Tokenizer,
         settings: Settings,
@@ -56,10 +52,11 @@ class MixtralBackend:
     ) -> None:
         where = torch.device(device.name)
         dtype = compute_dtype(device)
+        located = prepared.located
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
         torch.set_num_threads(choose_threads(config, device))
         dequantise = choose_form(located, device).name == "dequantised"
-        model = load(located.directory, config, dtype, where, progress, dequantise=dequantise)
+        model = load(prepared, config, dtype, where, progress, dequantise=dequantise)
         size = pool_size(config, dtype, where, max_tokens=_POOL_TOKENS)
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
         _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
@@ -146,50 +143,3 @@ class MixtralBackend:
         engine.scheduler.add(Sequence("warm-up", tokenizer.encode("warm-up"), 2))
         while engine.step():
             pass
-
-
-def load(
-    directory: Path,
-    config: MixtralConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: Progress,
-    *,
-    dequantise: bool = True,
-) -> Mixtral:
-    """The model in `directory`, from one or several safetensors files; see `zopilot_gpu.model.weights.build`.
-
-    Raises:
-        ModelUnavailable: a file is damaged, or the files do not make the model that its config describes.
-    """
-    paths = [directory / name for name in weight_files(directory)]
-    try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path, "pt")) for path in paths]
-            holder = {name: file for file in files for name in file.keys()}  # noqa: SIM118  (a file is no mapping)
-            taken = set[str]()
-
-            def get(name: str) -> torch.Tensor:
-                taken.add(name)
-                if len(taken) % 64 == 0:
-                    progress(f"weights, tensor {len(taken)} of {len(holder)}", len(taken) / len(holder))
-                tensor: torch.Tensor = holder[name].get_tensor(name)
-                return tensor
-
-            model = build(config, get, dtype, device, dequantise=dequantise)
-            _refuse_extra(set(holder) - taken, taken, config)
-            return model
-    except torch.OutOfMemoryError as error:
-        raise ModelUnavailable(detail=f"{directory.name} does not fit into the memory of {device}.") from error
-    except ServiceError:
-        raise
-    except Exception as error:  # a damaged file makes the libraries raise anything
-        raise ModelUnavailable(detail=f"{directory} could not be loaded: {type(error).__name__}: {error}") from error
-
-
-def _refuse_extra(left: set[str], taken: set[str], config: MixtralConfig) -> None:
-    """Raises ValueError for tensors that were not taken, but for a codebook (NF4's own) and a tied head (the embedding)."""
-    tied = {"lm_head.weight"} if config.tie_embeddings else set()
-    extra = sorted(left - {f"{name}.quant_map" for name in taken} - tied)
-    if extra:
-        raise ValueError(f"unexpected tensors: {', '.join(extra[:3])} ({len(extra)} in all)")

@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     allow_download: bool = Field(
         default=False, description="`true` downloads a model that is not in the cache. Otherwise its absence is an error."
     )
+    pack: bool = Field(
+        default=True,
+        description="`true` packs a large Mixtral on a writable volume once it answers: the next start reads a quarter.",
+    )
     runner: Literal["auto", "mixtral", "plain"] = Field(
         default="auto",
         description="`mixtral`: many requests at once; `plain`: any model, one at a time. `auto`: the first where it can.",

@@ -41,7 +41,7 @@ RULES = {
     "zopilot_gpu.log": _FLOOR_0,
     "zopilot_gpu.model": Rule(FLOOR_0),
     "zopilot_gpu.engine": Rule((*FLOOR_0, "zopilot_gpu.model")),
-    "zopilot_gpu.store": Rule(FLOOR_0),
+    "zopilot_gpu.store": Rule((*FLOOR_0, "zopilot_gpu.model")),
     "zopilot_gpu.text": Rule(FLOOR_0),
     "runners": Rule((*FLOOR_0, "zopilot_gpu.model", "zopilot_gpu.engine", "zopilot_gpu.store", "zopilot_gpu.text")),
     "runners.base": Rule(FLOOR_0, others=frozenset()),

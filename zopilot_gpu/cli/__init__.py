@@ -3,15 +3,21 @@
 zopilot-gpu serve [--demo]        start the service on this machine
 zopilot-gpu prompt "..." [...]    ask a running service
 zopilot-gpu bench serve [...]     load a running service and measure its answers
+zopilot-gpu prepare [...]         pack a model before a service needs it
+zopilot-gpu store ls|verify|gc    what is packed on the volumes
 """
 
 import typer
 
 from zopilot_gpu.cli import bench
+from zopilot_gpu.cli.prepare import prepare
 from zopilot_gpu.cli.prompt import prompt
 from zopilot_gpu.cli.serve import serve
+from zopilot_gpu.cli.store import store
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Mixtral in 4-bit NF4 behind POST /prompt.")
 app.command()(serve)
 app.command()(prompt)
 app.add_typer(bench.app, name="bench")
+app.command()(prepare)
+app.add_typer(store, name="store")

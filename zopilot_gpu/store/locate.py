@@ -54,6 +54,7 @@ def locate(model: str, revision: str | None = None, roots: Sequence[Path] = ()) 
         return _complete(Path(model).name, Path(model), None)
     problems = []
     for folder in _model_folders(model, roots):
+        problems += _broken_off(folder)
         for snapshot in _snapshots(folder, revision):
             try:
                 return _complete(model, snapshot, snapshot.name)
@@ -77,6 +78,12 @@ def _model_folders(model: str, roots: Sequence[Path]) -> Iterator[Path]:
             except OSError:
                 continue
             yield from (folder for folder in folders if folder.name.lower() == wanted)
+
+
+def _broken_off(folder: Path) -> list[str]:
+    """What a download that did not end has left, in words."""
+    num_files = sum(1 for _ in (folder / "blobs").glob("*.incomplete"))
+    return [f"A download into {folder} was broken off ({num_files} files .incomplete); it can go on."] if num_files else []
 
 
 def _snapshots(folder: Path, revision: str | None) -> list[Path]:
@@ -107,6 +114,11 @@ def _complete(name: str, directory: Path, revision: str | None) -> Located:
     if "auto_map" in config:
         raise ModelUnavailable(detail=f"{directory} asks to run code of its own (auto_map in config.json): refused.")
     return Located(name, directory, revision, str(config.get("model_type", "")))
+
+
+def weight_bytes(directory: Path) -> int:
+    """The size of a checkpoint's weights."""
+    return sum((directory / name).stat().st_size for name in weight_files(directory))
 
 
 def weight_files(directory: Path) -> list[str]:

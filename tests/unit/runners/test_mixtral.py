@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from runners.mixtral import load
+from runners.weights import load_source
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def loaded(directory: Path, **changed: Any) -> Mixtral:
     config = json.loads((directory / "config.json").read_text()) | changed
-    return load(directory, MixtralConfig.from_json(config), torch.float32, CPU, lambda *_: None)
+    return load_source(directory, MixtralConfig.from_json(config), torch.float32, CPU, lambda *_: None)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def copy(tiny_mixtral: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_mixtral, tmp_path / "copy"))
 
 
-def test_sharded_sources_and_quantised_checkpoints_load(copy: Path) -> None:
+def test_sharded_sources_and_quantised_checkpoints_load_source(copy: Path) -> None:
     assert len(weight_files(copy)) > 1
     assert len(loaded(copy).layers) == 2
     assert len(loaded(locate("demo").directory).layers) == 6

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -54,7 +55,9 @@ from zopilot_gpu.store.fetch import fetch
 log.configure("debug")
 model, revision, cache, token = json.loads(sys.argv[1])
 try:
-    print(json.dumps({"directory": str(fetch(model, revision, pathlib.Path(cache), token))}))
+    told = []
+    directory = fetch(model, revision, pathlib.Path(cache), token, lambda *seen: told.append(seen))
+    print(json.dumps({"directory": str(directory), "told": told}))
 except ModelUnavailable as error:
     print(json.dumps({"message": error.message, "detail": error.detail}))
 """
@@ -68,13 +71,15 @@ class Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     asked: ClassVar[list[Asked]]
     break_once: ClassVar[set[str]]
+    slow: ClassVar[set[str]]
+    sizes: ClassVar[dict[str, int]]
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def do_GET(self) -> None:
         self.asked.append((self.command, self.path, {name.lower(): value for name, value in self.headers.items()}))
-        route = self.path.strip("/").split("/")
+        route = self.path.partition("?")[0].strip("/").split("/")
         if route[:2] == ["api", "models"]:
             self._answer_info("/".join(route[2:4]))
         elif "/".join(route[:2]) == GATED:
@@ -88,7 +93,7 @@ class Hub(BaseHTTPRequestHandler):
         elif model not in {MODEL, GATED}:
             self._answer(401, b"", {"X-Error-Code": "RepoNotFound"})
         else:
-            siblings = [{"rfilename": name} for name in (*WANTED, *UNWANTED)]
+            siblings = [{"rfilename": name, "size": self.sizes.get(name)} for name in (*WANTED, *UNWANTED)]
             self._answer(200, json.dumps({"id": model, "sha": COMMIT, "siblings": siblings}).encode())
 
     def _answer_file(self, name: str) -> None:
@@ -110,6 +115,10 @@ class Hub(BaseHTTPRequestHandler):
             self.break_once.clear()
             body = body[: len(body) // 2]
             self.close_connection = True
+        if self.path.rpartition("/")[2] in self.slow:
+            self.wfile.write(body[: len(body) // 2])
+            time.sleep(2.5)
+            body = body[len(body) // 2 :]
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
@@ -121,6 +130,8 @@ def hub() -> Iterator[type[Hub]]:
     class ThisHub(Hub):
         asked: ClassVar[list[Asked]] = []
         break_once: ClassVar[set[str]] = set()
+        slow: ClassVar[set[str]] = set()
+        sizes: ClassVar[dict[str, int]] = {name: len(content) for name, content in WANTED.items()}
         url = ""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), ThisHub) as server:
@@ -132,13 +143,13 @@ def hub() -> Iterator[type[Hub]]:
         thread.join()
 
 
-def fetch(endpoint: str, cache: Path, model: str = MODEL, revision: str | None = None) -> tuple[dict[str, str], str]:
+def fetch(endpoint: str, cache: Path, model: str = MODEL, revision: str | None = None) -> tuple[dict[str, Any], str]:
     """What `fetch` gave or raised, and all that its process wrote."""
     env = {"PATH": os.environ["PATH"], "HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     command = [sys.executable, "-c", FETCH, json.dumps([model, revision, str(cache), TOKEN])]
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 0, run.stderr
-    outcome: dict[str, str] = json.loads(run.stdout.splitlines()[-1])
+    outcome: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return outcome, run.stdout + run.stderr
 
 
@@ -214,3 +225,18 @@ def test_a_hub_out_of_reach_is_model_unavailable_with_the_place_to_look(tmp_path
     assert "check the network" in outcome["detail"]
     assert str(tmp_path) in outcome["detail"]
     assert TOKEN not in written
+
+
+def test_what_has_no_room_is_refused_before_a_byte_is_taken(hub: Any, tmp_path: Path) -> None:
+    hub.sizes[WEIGHTS] = 10**18
+    outcome, _ = fetch(hub.url, tmp_path)
+    assert "1000000000.0 GB are missing" in outcome["detail"]
+    assert files_asked(hub) == set()
+
+
+def test_progress_is_what_has_arrived_on_the_disk(hub: Any, tmp_path: Path) -> None:
+    hub.slow.add(WEIGHTS)
+    outcome, _ = fetch(hub.url, tmp_path)
+    total = sum(map(len, WANTED.values()))
+    assert {(step, in_all) for step, _, in_all in outcome["told"]} == {("downloading", total)}
+    assert all(0 <= done <= total for _, done, _ in outcome["told"])

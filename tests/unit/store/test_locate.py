@@ -228,3 +228,11 @@ def test_files_in_the_way_of_a_cache_are_stepped_over(tmp_path: Path) -> None:
     (tmp_path / "hub" / FOLDER).write_text("a file")
     expected = snapshot(tmp_path, SINGLE, cache="")
     assert locate(MODEL, None, [tmp_path]).directory == expected
+
+
+def test_a_download_that_was_broken_off_is_told(tmp_path: Path) -> None:
+    snapshot(tmp_path, without(SHARDED, SHARDS[1]))
+    write(tmp_path / "hub" / FOLDER / "blobs", {"abc.incomplete": "x", "def.incomplete": "x", "ghi": "x"})
+    with pytest.raises(ModelUnavailable, match=r"broken off \(2 files \.incomplete\); it can go on") as refusal:
+        locate(MODEL, None, [tmp_path])
+    assert SHARDS[1] in str(refusal.value.detail)
