@@ -43,7 +43,8 @@ async def started(tiny_mixtral: Path, volume: Path, **changed: Any) -> tuple[Bac
 
 async def test_the_next_start_reads_what_the_first_has_packed(tiny_mixtral: Path, tmp_path: Path) -> None:
     first, state, text = await started(tiny_mixtral, tmp_path)
-    assert (state.source, state.source_why) == ("source", "it has not been packed yet")
+    assert state.source == "source"
+    assert str(state.source_why).startswith("it has not been packed yet")  # packing may be done by now
     await until(first, "it was packed now")
     await first.close()
     second, state, again = await started(tiny_mixtral, tmp_path)
