@@ -9,6 +9,7 @@ import argparse
 import itertools
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -84,7 +85,7 @@ def exact(w13: NF4, w2: NF4, x, routing):
 
 def correct(device) -> None:
     for kind, num_tokens, shape in itertools.product(
-        ("bf16", "float32", "nested"), (1, 3, 20), (Shape(1, 1, 8, 1), Shape(1, 2, 4, 2), Shape(2, 1, 2, 2), Shape(1, 4, 1, 4))
+        ("bf16", "float32", "nested"), (1, 3, 40), (Shape(1, 1, 8, 1), Shape(1, 2, 4, 2), Shape(2, 1, 2, 2), Shape(2, 4, 1, 4, True))
     ):
         d, f = 512, 896 if kind == "bf16" else 1024
         w13, w2 = weight((E, 2 * f, d), kind, device), weight((E, d, f), kind, device)
@@ -100,14 +101,18 @@ def correct(device) -> None:
         print(f"{kind:8} T={num_tokens:3} {shape}: {far:.2e} routing {same} same bits {torch.equal(y, again)}{flag}")
 
 
-SHAPES = {
-    "small": [Shape(r, 1, wk, wr, n) for r, wk, wr, n in (
-        (1, 8, 1, None), (1, 8, 1, 64), (1, 4, 1, None), (1, 4, 2, None), (1, 16, 1, 64), (2, 8, 1, None), (2, 4, 1, None), (1, 4, 1, 64), (1, 2, 4, None), (2, 4, 2, None))],
-    "middle": [Shape(r, q, wk, wr, n) for r, q, wk, wr, n in (
-        (1, 1, 8, 1, 64), (1, 2, 8, 1, None), (1, 2, 4, 2, None), (1, 2, 4, 1, None), (2, 2, 4, 2, None), (1, 4, 4, 2, None), (1, 4, 8, 1, 128))],
-    "large": [Shape(r, q, wk, wr, n) for r, q, wk, wr, n in (
-        (1, 4, 4, 2, None), (1, 4, 8, 1, 128), (1, 4, 2, 4, None), (1, 4, 1, 8, None), (1, 4, 2, 2, None), (2, 4, 1, 4, None), (1, 8, 2, 2, None), (1, 8, 1, 4, None))],
-}  # fmt: skip
+def shapes(group: str) -> list[Shape]:
+    """(R, Q, WK, WR, EARLY, registers)."""
+    table = {
+        "small": ["1 1 4 1 0", "1 1 4 2 0", "1 1 8 1 0", "2 1 4 1 0", "2 1 2 1 0", "1 1 2 2 0", "2 1 8 1 0", "1 1 16 1 0"],
+        "middle": ["1 1 4 1 0", "2 1 4 1 0", "1 2 4 1 0", "2 2 4 1 0", "2 2 4 1 1", "1 2 8 1 0", "2 2 2 2 1", "2 2 2 1 1", "1 4 4 1 1", "2 4 4 1 1"],
+        "large": ["1 4 4 1 1", "2 4 4 1 1", "2 4 2 2 1", "4 4 2 1 1", "4 4 1 4 1", "1 8 4 1 1", "2 8 4 1 1", "2 8 2 2 1", "1 4 4 1 0"],
+    }
+    out = []
+    for one in table[group]:
+        r, q, wk, wr, early = (int(part) for part in one.split())
+        out.append(Shape(r, q, wk, wr, bool(early)))
+    return out
 
 
 def experts(device, ladder, kind, copies=3):
@@ -120,7 +125,7 @@ def experts(device, ladder, kind, copies=3):
         floor = size * hit / E * (0.53125 if kind == "bf16" else 0.516) / 4.3e12 * 1e3
         best: dict[str, tuple[float, Shape]] = {}
         group = "small" if num_tokens <= 8 else "middle" if num_tokens <= 32 else "large"
-        for shape in SHAPES[group]:
+        for shape in shapes(group):
             routings = [route(one, K, 8 * shape.q) for one in logits]
             cases = [(layers[i % copies], xs[i % 4], routings[i % 4]) for i in range(12)]
             try:
@@ -131,19 +136,19 @@ def experts(device, ladder, kind, copies=3):
                 print("  ", shape, type(error).__name__, str(error)[:100])
                 continue
             for name, value in (("up", up), ("down", down)):
-                if name not in best or value < best[name][0]:
-                    best[name] = (value, shape)
+                key = f"{name}{shape.q}"
+                if key not in best or value < best[key][0]:
+                    best[key] = (value, shape)
             print(f"  M={num_tokens:4} {shape}: gate_up {up:.4f} ({floor * 2 / 3 / up:.0%})  down {down:.4f} ({floor / 3 / down:.0%})", flush=True)
-        if best["up"][1].q != best["down"][1].q:
-            pass
+        q = min((key for key in (1, 2, 4, 8) if f"up{key}" in best), key=lambda key: best[f"up{key}"][0] + best[f"down{key}"][0])
+        best = {"up": best[f"up{q}"], "down": best[f"down{q}"]}
         up_shape, down_shape = best["up"][1], best["down"][1]
-        q = up_shape.q
 
         def whole(i):
             (w13, w2), x, one = layers[i % copies], xs[i % 4], logits[i % 4]
             routing = route(one, K, 8 * q)
             h = launch.gate_up(w13, x, routing, K, up_shape)
-            return launch.add_up(launch.down(w2, h, routing, Shape(down_shape.r, q, down_shape.wk, down_shape.wr, down_shape.registers)), K, x.dtype)
+            return launch.add_up(launch.down(w2, h, routing, replace(down_shape, q=q)), K, x.dtype)
 
         total = time_graph([lambda i=i: whole(i) for i in range(12)])
         routing_ms = time_graph([lambda i=i: route(logits[i % 4], K, 8 * q) for i in range(12)])
@@ -152,7 +157,7 @@ def experts(device, ladder, kind, copies=3):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["correct", "experts"])
+    parser.add_argument("part", choices=["correct", "experts", "once"])
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 8, 32, 128])
     parser.add_argument("--kind", default="bf16")
     options = parser.parse_args()
@@ -163,6 +168,14 @@ def main() -> None:
     torch.manual_seed(0)
     if options.part == "correct":
         correct(device)
+    if options.part == "once":  # for a profiler
+        w13, w2 = tile(weight((E, 2 * F, D), options.kind, device)), tile(weight((E, D, F), options.kind, device))
+        for num_tokens in options.tokens:
+            shape = Shape(1, 1, 4, 1) if num_tokens < 8 else Shape(2, 1, 4, 1)
+            x = torch.randn(num_tokens, D, device=device).bfloat16()
+            routing = route(torch.randn(num_tokens, E, device=device), K, 8)
+            launch.down(w2, launch.gate_up(w13, x, routing, K, shape), routing, Shape(1, 1, 8, 1) if num_tokens < 8 else shape)
+        torch.cuda.synchronize()
     if options.part == "experts":
         source = torch.randint(0, 256, (2**31,), dtype=torch.uint8, device=device).view(torch.int32)
         target = torch.empty_like(source)

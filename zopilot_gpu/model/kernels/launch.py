@@ -6,10 +6,11 @@ from functools import cache
 import torch
 
 from zopilot_gpu.model.kernels import INTERPRETED
+from zopilot_gpu.model.kernels.dequantise import code_table, dequantise_kernel
 from zopilot_gpu.model.kernels.experts import dense_kernel, down_kernel, gate_up_kernel, gather_kernel, sum_kernel
 from zopilot_gpu.model.kernels.fragments import pair_table
 from zopilot_gpu.model.kernels.routing import Routing
-from zopilot_gpu.model.kernels.tiles import Tiled
+from zopilot_gpu.model.kernels.tiles import COLUMNS, ROWS, Tiled
 from zopilot_gpu.model.nf4 import nested_table
 
 
@@ -92,6 +93,19 @@ def product(weight: Tiled, x: torch.Tensor, shape: Shape) -> torch.Tensor:
     dense_kernel[(num_blocks * shape.programs(rows),)](
         *_pointers(weight), x.view(torch.int32), out, len(x), columns, rows, _kind(weight), num_blocks,
         *shape.constants, num_warps=shape.num_warps, maxnreg=shape.registers,
+    )  # fmt: skip
+    return out
+
+
+def dequantise(weight: Tiled, index: int, dtype: torch.dtype) -> torch.Tensor:
+    """The matrix `index` of a stack, [rows, columns]."""
+    _, rows, columns = weight.shape
+    device = weight.packed.device
+    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    groups = weight.packed if weight.groups is None else weight.groups
+    dequantise_kernel[(rows // ROWS, columns // COLUMNS)](
+        weight.packed.view(torch.uint8), weight.absmax, groups, nested_table(device), code_table(device), out,
+        index * rows // ROWS, columns, _kind(weight), num_warps=4,
     )  # fmt: skip
     return out
 
