@@ -155,9 +155,49 @@ def experts(device, ladder, kind, copies=3):
         print(f"M={num_tokens:4} layer {total:.4f} ms, routing {routing_ms:.4f}, floor {floor:.4f} ({floor / total:.0%}), Marlin on H100 {MARLIN.get(num_tokens)}; up {best['up']} down {best['down']}", flush=True)
 
 
+def dense(device, ladder, kind):
+    for rows, columns in ((6144, 4096), (4096, 4096)):
+        weights = [tile(weight((1, rows, columns), kind, device)) for _ in range(12)]
+        floor = rows * columns * 0.53125 / 4.3e12 * 1e3
+        for num_tokens in ladder:
+            x = torch.randn(num_tokens, columns, device=device).bfloat16()
+            found = []
+            table = ["1 1 8 1 0", "1 1 4 1 0", "1 1 16 1 0", "2 1 8 1 0", "1 1 4 2 0"] if num_tokens <= 8 else [
+                "1 2 8 1 0", "1 4 8 1 1", "2 4 8 1 1", "1 8 8 1 1", "1 8 4 1 1", "2 2 8 1 0", "1 4 4 1 1"]
+            for one in table:
+                r, q, wk, wr, early = (int(part) for part in one.split())
+                shape = Shape(r, q, wk, wr, bool(early))
+                found.append((time_graph([lambda w=w, s=shape: launch.product(w, x, s) for w in weights]), one))
+            full = time_graph([lambda w=w: torch.nn.functional.linear(x, launch.dequantise(w, 0, torch.bfloat16)) for w in weights])
+            print(f"dense {rows}x{columns} M={num_tokens}: floor {floor:.4f}, dequantise + cuBLAS {full:.4f};", *[f"{ms:.4f} ({one})" for ms, one in sorted(found)[:4]], flush=True)
+
+
+def crossover(device, ladder, kind):
+    from zopilot_gpu.model.kernels import weights as held
+
+    w13, w2 = weight((E, 2 * F, D), kind, device), weight((E, D, F), kind, device)
+    layer = held.TiledExperts(w13, w2, K)
+    for num_tokens in ladder:
+        x, logits = torch.randn(num_tokens, D, device=device).bfloat16(), torch.randn(num_tokens, E, device=device).bfloat16()
+        torch.cuda.synchronize()
+        times = []
+        for call in (layer, layer._dense):
+            for _ in range(2):
+                call(x, logits)
+            torch.cuda.synchronize()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            for _ in range(5):
+                call(x, logits)
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 5)
+        print(f"experts M={num_tokens}: kernels {times[0]:.3f} ms, dequantise + cuBLAS {times[1]:.3f} ms", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["correct", "experts", "once"])
+    parser.add_argument("part", choices=["correct", "experts", "once", "dense", "crossover"])
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 8, 32, 128])
     parser.add_argument("--kind", default="bf16")
     options = parser.parse_args()
@@ -168,6 +208,10 @@ def main() -> None:
     torch.manual_seed(0)
     if options.part == "correct":
         correct(device)
+    if options.part == "dense":
+        dense(device, options.tokens, options.kind)
+    if options.part == "crossover":
+        crossover(device, options.tokens, options.kind)
     if options.part == "once":  # for a profiler
         w13, w2 = tile(weight((E, 2 * F, D), options.kind, device)), tile(weight((E, D, F), options.kind, device))
         for num_tokens in options.tokens:

@@ -64,8 +64,9 @@ class Mixtral:
         for layer, pool in zip(self.layers, pools, strict=True):
             x, y = parts.add_norm(x, change, layer.attention_norm, eps)
             q = parts.rotate_and_write(layer.qkv(y), pool, plan)  # [T, H, h]
-            x, y = parts.add_norm(x, layer.output(parts.attend(q, pool, plan).flatten(1)), layer.experts_norm, eps)
-            change = layer.experts(y, linear(y, layer.router))
+            change = layer.output(parts.attend(q, pool, plan).flatten(1))
+            x, y, logits = parts.add_norm_route(x, change, layer.experts_norm, layer.router, eps)
+            change = layer.experts(y, logits)
         _, y = parts.add_norm(x, change, self.norm, eps)
         return linear(y[batch.logit_rows], self.head).float()
 

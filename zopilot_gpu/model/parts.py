@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.nn.functional import linear
 
 from zopilot_gpu.model import attention
 from zopilot_gpu.model.batch import Batch
@@ -23,6 +24,12 @@ class Parts(Protocol):
         self, x: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x + change, and its RMSNorm (arXiv 1910.07467): x [T, d], change [T, d] or summands [T, k, d] -> [T, d] twice."""
+        ...
+
+    def add_norm_route(
+        self, x: torch.Tensor, change: torch.Tensor, weight: torch.Tensor, router: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`add_norm`, and the router's logits of what it normed: router [E, d] -> [T, E] besides."""
         ...
 
     def rotate_and_write(self, qkv: torch.Tensor, pool: torch.Tensor, plan: Any) -> torch.Tensor:
@@ -58,6 +65,13 @@ class PlainParts:
         x = x if change is None else x + change
         wide = x.float()
         return x, weight * (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+
+    def add_norm_route(
+        self, x: torch.Tensor, change: torch.Tensor, weight: torch.Tensor, router: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `Parts`."""
+        x, y = self.add_norm(x, change, weight, eps)
+        return x, y, linear(y, router)
 
     def rotate_and_write(self, qkv: torch.Tensor, pool: torch.Tensor, plan: PlainPlan) -> torch.Tensor:
         """See `Parts`."""

@@ -13,7 +13,8 @@ import triton.language as tl
 from zopilot_gpu.model.kernels import INTERPRETED
 
 RUN = 16  # tokens of a run in prefill
-SPLIT = 256  # positions of a split in decode
+SPLIT = 64  # positions of a split in decode, at least
+MOST_SPLITS = 32
 
 
 def attend(q: torch.Tensor, pool: torch.Tensor, tables: torch.Tensor, runs: torch.Tensor, out: torch.Tensor, tokens: int) -> None:
@@ -29,22 +30,24 @@ def attend(q: torch.Tensor, pool: torch.Tensor, tables: torch.Tensor, runs: torc
     """
     (_, num_heads, width), num_kv_heads = q.shape, pool.shape[3]
     group = num_heads // num_kv_heads
-    splits = max(1, -(-tables.shape[1] * pool.shape[2] // SPLIT)) if tokens == 1 else 1
+    positions = tables.shape[1] * pool.shape[2]
+    split = max(SPLIT, triton.next_power_of_2(-(-positions // MOST_SPLITS)))
+    splits = -(-positions // split) if tokens == 1 else 1
     rows = max(16, triton.next_power_of_2(tokens * group))
-    most = tables.shape[1] * pool.shape[2] if INTERPRETED else 0  # the interpreter counts to constants only
+    most = positions if INTERPRETED else 0  # the interpreter counts to constants only
     sums, best = out, out
     if splits > 1:
         sums = torch.empty(splits, len(runs), num_heads, width, dtype=torch.float32, device=q.device)
         best = torch.empty(splits, len(runs), num_heads, 2, dtype=torch.float32, device=q.device)
     attend_kernel[(len(runs), num_kv_heads, splits)](
         q, pool, tables, runs, out, sums, best, width**-0.5, q.stride(0), tables.stride(0), pool.stride(0), len(runs),
-        num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows, 64, SPLIT, splits > 1,
+        num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows, 64, split, splits > 1,
         most, num_warps=4 if rows > 16 else 2,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(len(runs), num_heads)](
-            sums, best, runs, out, len(runs), num_heads, width, triton.next_power_of_2(width), SPLIT,
-            splits, triton.next_power_of_2(splits), num_warps=1,
+            sums, best, runs, out, len(runs), num_heads, width, triton.next_power_of_2(width), split,
+            splits, triton.next_power_of_2(splits), num_warps=4 if splits > 8 else 1,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Small things in one launch each: a sum and its norm; rotary positions and the write into the KV pool."""
+"""Small things in one launch each: a sum, its norm and the router's logits; rotary positions and the write into the KV pool."""
 
 # ruff: noqa: ANN001, ANN201, N803, PLR0913
 
@@ -7,21 +7,29 @@ import triton
 import triton.language as tl
 
 
-def add_norm(x: torch.Tensor, parts: torch.Tensor | None, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x + the sum of `parts`, its RMSNorm): x [T, d], parts [T, n, d] or [T, d]."""
+def add_norm(
+    x: torch.Tensor, parts: torch.Tensor | None, weight: torch.Tensor, eps: float, router: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x + the sum of `parts`, its RMSNorm, that times `router`): x [T, d], parts [T, n, d] or [T, d], router [E, d]."""
     num_tokens, width = x.shape
     total, out = (x if parts is None else torch.empty_like(x)), torch.empty_like(x)
     count = 0 if parts is None else parts.numel() // x.numel()
+    num_experts = 0 if router is None else len(router)
+    logits = torch.empty(num_tokens, num_experts, dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
     add_norm_kernel[(num_tokens,)](
-        x, x if parts is None else parts, weight, total, out, eps, count, width, block, num_warps=min(16, max(1, block // 512))
-    )
-    return total, out
+        x, x if parts is None else parts, weight, total, out, weight if router is None else router, logits,
+        eps, count, width, block, num_experts, triton.next_power_of_2(max(1, num_experts)),
+        num_warps=min(16, max(1, block // (256 if num_experts else 512))),
+    )  # fmt: skip
+    return total, out, logits
 
 
 @triton.jit
 def add_norm_kernel(
-    x, parts, weight, total, out, eps, PARTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    x, parts, weight, total, out, router, logits, eps,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EXPERTS: tl.constexpr,
+    ROUTED: tl.constexpr,
 ):  # fmt: skip
     """One token. Rounded to the dtype of x where the plain model rounds: the parts' sum, x with it, and the norm."""
     token, column = tl.program_id(0), tl.arange(0, BLOCK)
@@ -36,7 +44,14 @@ def add_norm_kernel(
     wide = value.to(tl.float32)
     wide = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / WIDTH + eps)
     scaled = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) * wide.to(value.dtype).to(tl.float32)
-    tl.store(out + token * WIDTH + column, scaled.to(value.dtype), mask=inside)
+    scaled = scaled.to(value.dtype)
+    tl.store(out + token * WIDTH + column, scaled, mask=inside)
+    if EXPERTS > 0:  # all rows of the router at once: one after the other, each would wait for its own sum
+        expert = tl.arange(0, ROUTED)
+        rows = router + expert[:, None] * WIDTH + column[None, :]
+        rows = tl.load(rows, mask=inside[None, :] & (expert < EXPERTS)[:, None], other=0.0).to(tl.float32)
+        likes = tl.sum(rows * scaled[None, :].to(tl.float32), axis=1)
+        tl.store(logits + token * EXPERTS + expert, likes.to(value.dtype), mask=expert < EXPERTS)
 
 
 def rotate_and_write(

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from torch.nn.functional import linear
 
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.kernels import fused
 from zopilot_gpu.model.kernels.attention import RUN, attend
+
+_FEW = 64  # tokens for which the router is read by each
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,16 @@ class KernelParts:
         self, x: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Parts`."""
-        return fused.add_norm(x, change, weight, eps)
+        return fused.add_norm(x, change, weight, eps)[:2]
+
+    def add_norm_route(
+        self, x: torch.Tensor, change: torch.Tensor, weight: torch.Tensor, router: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `Parts`."""
+        if len(x) <= _FEW:
+            return fused.add_norm(x, change, weight, eps, router)
+        x, y, _ = fused.add_norm(x, change, weight, eps)
+        return x, y, linear(y, router)
 
     def rotate_and_write(self, qkv: torch.Tensor, pool: torch.Tensor, plan: Plan) -> torch.Tensor:
         """See `Parts`."""

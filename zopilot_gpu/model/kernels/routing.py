@@ -43,7 +43,7 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     route_kernel[(1,)](
         logits, routing.order, routing.blocks, routing.shares, num_tokens, num_experts, top_k, size, num_blocks,
         TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
-        BLOCKS=triton.next_power_of_2(num_blocks), num_warps=max(1, min(8, tokens * top_k // 64)),
+        BLOCKS=max(2, triton.next_power_of_2(num_blocks)), num_warps=max(1, min(8, tokens * top_k // 64)),
     )  # fmt: skip
     return routing
 
