@@ -15,8 +15,8 @@ import torch
 
 from zopilot_gpu.model.kernels import launch
 from zopilot_gpu.model.kernels.launch import Shape
-from zopilot_gpu.model.kernels.routing import most_blocks, plain_route, route
-from zopilot_gpu.model.kernels.tiles import Tiled, tile, untile
+from zopilot_gpu.model.kernels.routing import plain_route, route
+from zopilot_gpu.model.kernels.tiles import tile
 from zopilot_gpu.model.nf4 import NF4, Nested
 
 D, F, E, K = 4096, 14336, 8, 2
@@ -85,7 +85,9 @@ def exact(w13: NF4, w2: NF4, x, routing):
 
 def correct(device) -> None:
     for kind, num_tokens, shape in itertools.product(
-        ("bf16", "float32", "nested"), (1, 3, 40), (Shape(1, 1, 8, 1), Shape(1, 2, 4, 2), Shape(2, 1, 2, 2), Shape(2, 4, 1, 4, True))
+        ("bf16", "float32", "nested"),
+        (1, 3, 40),
+        (Shape(1, 1, 8, 1), Shape(1, 2, 4, 2), Shape(2, 1, 2, 2), Shape(2, 4, 1, 4, True)),
     ):
         d, f = 512, 896 if kind == "bf16" else 1024
         w13, w2 = weight((E, 2 * f, d), kind, device), weight((E, d, f), kind, device)
@@ -105,8 +107,29 @@ def shapes(group: str) -> list[Shape]:
     """(R, Q, WK, WR, EARLY, registers)."""
     table = {
         "small": ["1 1 4 1 0", "1 1 4 2 0", "1 1 8 1 0", "2 1 4 1 0", "2 1 2 1 0", "1 1 2 2 0", "2 1 8 1 0", "1 1 16 1 0"],
-        "middle": ["1 1 4 1 0", "2 1 4 1 0", "1 2 4 1 0", "2 2 4 1 0", "2 2 4 1 1", "1 2 8 1 0", "2 2 2 2 1", "2 2 2 1 1", "1 4 4 1 1", "2 4 4 1 1"],
-        "large": ["1 4 4 1 1", "2 4 4 1 1", "2 4 2 2 1", "4 4 2 1 1", "4 4 1 4 1", "1 8 4 1 1", "2 8 4 1 1", "2 8 2 2 1", "1 4 4 1 0"],
+        "middle": [
+            "1 1 4 1 0",
+            "2 1 4 1 0",
+            "1 2 4 1 0",
+            "2 2 4 1 0",
+            "2 2 4 1 1",
+            "1 2 8 1 0",
+            "2 2 2 2 1",
+            "2 2 2 1 1",
+            "1 4 4 1 1",
+            "2 4 4 1 1",
+        ],
+        "large": [
+            "1 4 4 1 1",
+            "2 4 4 1 1",
+            "2 4 2 2 1",
+            "4 4 2 1 1",
+            "4 4 1 4 1",
+            "1 8 4 1 1",
+            "2 8 4 1 1",
+            "2 8 2 2 1",
+            "1 4 4 1 0",
+        ],
     }
     out = []
     for one in table[group]:
@@ -131,7 +154,9 @@ def experts(device, ladder, kind, copies=3):
             try:
                 hs = [launch.gate_up(w13, x, routing, K, shape) for (w13, _), x, routing in cases]
                 up = time_graph([lambda c=c: launch.gate_up(c[0][0], c[1], c[2], K, shape) for c in cases])
-                down = time_graph([lambda c=c, h=h: launch.down(c[0][1], h, c[2], shape) for c, h in zip(cases, hs, strict=True)])
+                down = time_graph(
+                    [lambda c=c, h=h: launch.down(c[0][1], h, c[2], shape) for c, h in zip(cases, hs, strict=True)]
+                )
             except Exception as error:
                 print("  ", shape, type(error).__name__, str(error)[:100])
                 continue
@@ -139,8 +164,13 @@ def experts(device, ladder, kind, copies=3):
                 key = f"{name}{shape.q}"
                 if key not in best or value < best[key][0]:
                     best[key] = (value, shape)
-            print(f"  M={num_tokens:4} {shape}: gate_up {up:.4f} ({floor * 2 / 3 / up:.0%})  down {down:.4f} ({floor / 3 / down:.0%})", flush=True)
-        q = min((key for key in (1, 2, 4, 8) if f"up{key}" in best), key=lambda key: best[f"up{key}"][0] + best[f"down{key}"][0])
+            print(
+                f"  M={num_tokens:4} {shape}: gate_up {up:.4f} ({floor * 2 / 3 / up:.0%})  down {down:.4f} ({floor / 3 / down:.0%})",
+                flush=True,
+            )
+        q = min(
+            (key for key in (1, 2, 4, 8) if f"up{key}" in best), key=lambda key: best[f"up{key}"][0] + best[f"down{key}"][0]
+        )
         best = {"up": best[f"up{q}"], "down": best[f"down{q}"]}
         up_shape, down_shape = best["up"][1], best["down"][1]
 
@@ -152,7 +182,10 @@ def experts(device, ladder, kind, copies=3):
 
         total = time_graph([lambda i=i: whole(i) for i in range(12)])
         routing_ms = time_graph([lambda i=i: route(logits[i % 4], K, 8 * q) for i in range(12)])
-        print(f"M={num_tokens:4} layer {total:.4f} ms, routing {routing_ms:.4f}, floor {floor:.4f} ({floor / total:.0%}), Marlin on H100 {MARLIN.get(num_tokens)}; up {best['up']} down {best['down']}", flush=True)
+        print(
+            f"M={num_tokens:4} layer {total:.4f} ms, routing {routing_ms:.4f}, floor {floor:.4f} ({floor / total:.0%}), Marlin on H100 {MARLIN.get(num_tokens)}; up {best['up']} down {best['down']}",
+            flush=True,
+        )
 
 
 def dense(device, ladder, kind):
@@ -162,14 +195,23 @@ def dense(device, ladder, kind):
         for num_tokens in ladder:
             x = torch.randn(num_tokens, columns, device=device).bfloat16()
             found = []
-            table = ["1 1 8 1 0", "1 1 4 1 0", "1 1 16 1 0", "2 1 8 1 0", "1 1 4 2 0"] if num_tokens <= 8 else [
-                "1 2 8 1 0", "1 4 8 1 1", "2 4 8 1 1", "1 8 8 1 1", "1 8 4 1 1", "2 2 8 1 0", "1 4 4 1 1"]
+            table = (
+                ["1 1 8 1 0", "1 1 4 1 0", "1 1 16 1 0", "2 1 8 1 0", "1 1 4 2 0"]
+                if num_tokens <= 8
+                else ["1 2 8 1 0", "1 4 8 1 1", "2 4 8 1 1", "1 8 8 1 1", "1 8 4 1 1", "2 2 8 1 0", "1 4 4 1 1"]
+            )
             for one in table:
                 r, q, wk, wr, early = (int(part) for part in one.split())
                 shape = Shape(r, q, wk, wr, bool(early))
                 found.append((time_graph([lambda w=w, s=shape: launch.product(w, x, s) for w in weights]), one))
-            full = time_graph([lambda w=w: torch.nn.functional.linear(x, launch.dequantise(w, 0, torch.bfloat16)) for w in weights])
-            print(f"dense {rows}x{columns} M={num_tokens}: floor {floor:.4f}, dequantise + cuBLAS {full:.4f};", *[f"{ms:.4f} ({one})" for ms, one in sorted(found)[:4]], flush=True)
+            full = time_graph(
+                [lambda w=w: torch.nn.functional.linear(x, launch.dequantise(w, 0, torch.bfloat16)) for w in weights]
+            )
+            print(
+                f"dense {rows}x{columns} M={num_tokens}: floor {floor:.4f}, dequantise + cuBLAS {full:.4f};",
+                *[f"{ms:.4f} ({one})" for ms, one in sorted(found)[:4]],
+                flush=True,
+            )
 
 
 def crossover(device, ladder, kind):

@@ -1,6 +1,6 @@
 """A whole Mixtral of made-up NF4 weights on the card at hand: a small one checked against the plain one, a full one timed.
 
-    python -m benchmarks.model --batches 1 8 32 --prefill 512 4096
+python -m benchmarks.model --batches 1 8 32 --prefill 512 4096
 """
 
 import argparse
@@ -9,12 +9,11 @@ import zlib
 
 import torch
 
-from zopilot_gpu.model import nf4
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.config import MixtralConfig
-from zopilot_gpu.model.nf4 import BLOCK, GROUP, NF4, Nested
 from zopilot_gpu.model.mixtral import Mixtral
-from zopilot_gpu.model.weights import build_packed, is_quantised, shapes
+from zopilot_gpu.model.nf4 import BLOCK, GROUP
+from zopilot_gpu.model.weights import build_packed, shapes
 
 SIZE = 16
 
@@ -82,7 +81,12 @@ def pools(sizes: MixtralConfig, num_blocks: int, device: torch.device, dtype: to
 def check(device: torch.device) -> None:
     """The kernels' model, the plain one in bf16 and the plain one in float32: kernels are as near to the last as the second."""
     sizes = config(4, 1024, 2048, 8, 1000)
-    steps = [[(0, 37), (0, 300)], [(37, 38), (300, 317), (0, 1)], [(38, 39), (317, 318), (1, 2)], [(39, 40), (318, 319), (2, 90)]]
+    steps = [
+        [(0, 37), (0, 300)],
+        [(37, 38), (300, 317), (0, 1)],
+        [(38, 39), (317, 318), (1, 2)],
+        [(39, 40), (318, 319), (2, 90)],
+    ]
     for salt in range(6):
         nested = salt % 2 == 1
         get = source(sizes, device, nested=nested, salt=salt)
@@ -125,7 +129,10 @@ def decode(model: Mixtral, size: int, context: int, room: int, caches, *, profil
         end.synchronize()
         times.append(start.elapsed_time(end))
     ms = sorted(times)[10]
-    print(f"decode B={size:3} context {context}: graph {ms:.3f} ms = {size / ms * 1e3:.0f} tok/s, eager {eager * 1e3:.2f} ms, graph = eager {same}", flush=True)
+    print(
+        f"decode B={size:3} context {context}: graph {ms:.3f} ms = {size / ms * 1e3:.0f} tok/s, eager {eager * 1e3:.2f} ms, graph = eager {same}",
+        flush=True,
+    )
     if profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             graph.replay()

@@ -147,9 +147,7 @@ def test_norm_router_and_rotary_are_the_plain_ones(shapes: tuple[int, int, int, 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 32), (3, 3, 48), (6, 1, 16)])
 @pytest.mark.parametrize("spans", [[(0, 7), (25, 45), (32, 33), (0, 1)], [(4, 5), (299, 300), (63, 64)]])
-def test_attention_is_the_plain_one(
-    spans: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int
-) -> None:
+def test_attention_is_the_plain_one(spans: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int) -> None:
     """Chunks and decodes together; decodes over several splits, some of which are empty for some sequences."""
     blocks = torch.randperm(64).tolist()
     room = -(-max(end for _, end in spans) // SIZE)

@@ -53,7 +53,7 @@ class GroupedExperts:
         self._w13, self._w2 = w13, w2
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """x [T, d], the experts of each token [T, k] int64 and their shares [T, k] in the dtype of `x` -> [T, d]."""
+        """X [T, d], the experts of each token [T, k] int64 and their shares [T, k] in the dtype of `x` -> [T, d]."""
         order = chosen.flatten().argsort(stable=True)  # [T * k], assignments in the order of their experts
         counts = chosen.flatten().bincount(minlength=len(self._w13)).tolist()
         gate, up = _each(self._w13, x[order // chosen.shape[1]], counts).chunk(2, dim=-1)

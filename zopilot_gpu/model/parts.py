@@ -23,7 +23,7 @@ class Parts(Protocol):
     def add_norm(
         self, x: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x + change, and its RMSNorm (arXiv 1910.07467): x [T, d], change [T, d] or summands [T, k, d] -> [T, d] twice."""
+        """The sum x + change, and its RMSNorm (arXiv 1910.07467): change [T, d] or summands [T, k, d] -> [T, d] twice."""
         ...
 
     def add_norm_route(

@@ -1,10 +1,8 @@
 """Causal attention over the paged pool: decode, its context split among programs, and prefill in chunks.
 
 A *run* is up to 16 tokens of one sequence that lie end to end: `runs [n, 4]` int32 has its sequence, its first row of q, its
-number of tokens and the position of the first. A decode is a run of one. The heads that share a KV head are rows of one product.
+number of tokens and the position of the first. A decode is a run of one. Heads that share a KV head are rows of one product.
 """
-
-# ruff: noqa: ANN001, ANN201, N803, PLR0913
 
 import torch
 import triton
@@ -17,7 +15,9 @@ SPLIT = 64  # positions of a split in decode, at least
 MOST_SPLITS = 32
 
 
-def attend(q: torch.Tensor, pool: torch.Tensor, tables: torch.Tensor, runs: torch.Tensor, out: torch.Tensor, tokens: int) -> None:
+def attend(
+    q: torch.Tensor, pool: torch.Tensor, tables: torch.Tensor, runs: torch.Tensor, out: torch.Tensor, tokens: int
+) -> None:
     """Attention of the tokens of `runs`, at most `tokens` each, over all up to their own: into their rows of `out`.
 
     Args:

@@ -1,7 +1,5 @@
 """NF4 tiles as a matrix in bf16, for products of so many rows that a dense one is faster."""
 
-# ruff: noqa: ANN001, ANN201, N803, PLR0913
-
 from functools import cache
 
 import torch
@@ -21,7 +19,7 @@ def code_table(device: torch.device) -> torch.Tensor:
 def dequantise_kernel(
     packed, absmax, groups, nested, codes, out, first_tile, COLUMNS: tl.constexpr, KIND: tl.constexpr
 ):  # fmt: skip
-    """out [rows, COLUMNS]: one tile a program. `packed` and `absmax` are bytes and values here, not words."""
+    """Out [rows, COLUMNS]: one tile a program. `packed` and `absmax` are bytes and values here, not words."""
     tile, chunk = tl.program_id(0), tl.program_id(1)
     row, column = tl.arange(0, 16)[:, None], tl.arange(0, 128)[None, :]
     at = (first_tile + tile).to(tl.int64) * (COLUMNS // 128) + chunk

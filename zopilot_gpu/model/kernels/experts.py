@@ -6,8 +6,6 @@ order of its loads: `rows [blocks, Q, columns / 32, 32 lanes, 8]`, lane 4g + t w
 piece; where tokens are many, `gather_kernel` does so for the first.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0913
-
 import triton
 import triton.language as tl
 
@@ -22,7 +20,7 @@ def gate_up_kernel(
     GATHERED: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr,
     EARLY: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """rows [blocks, Q, INNER / 32, 32, 8] = silu(gate x) * up x; each warp has P tiles of gate and P of up.
+    """Rows [blocks, Q, INNER / 32, 32, 8] = silu(gate x) * up x; each warp has P tiles of gate and P of up.
 
     `x` is [tokens, COLUMNS], or rows as above if GATHERED.
     """
@@ -42,24 +40,28 @@ def gate_up_kernel(
     if Q > 1:
         if count * 2 <= Q * 8:  # half as many where that will do
             _gate_up(
-                packed, absmax, groups, nested, table, x, order, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+                packed, absmax, groups, nested, table, x, order, out, bank, tiles,
+                w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
                 block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q // 2, WK, WR, EARLY, PLAIN,
             )  # fmt: skip
         else:
             _gate_up(
-                packed, absmax, groups, nested, table, x, order, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+                packed, absmax, groups, nested, table, x, order, out, bank, tiles,
+                w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
                 block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q, WK, WR, EARLY, PLAIN,
             )  # fmt: skip
     else:
         _gate_up(
-            packed, absmax, groups, nested, table, x, order, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+            packed, absmax, groups, nested, table, x, order, out, bank, tiles,
+            w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
             block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q, WK, WR, EARLY, PLAIN,
         )  # fmt: skip
 
 
 @triton.jit
 def _gate_up(
-    packed, absmax, groups, nested, table, x, order, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+    packed, absmax, groups, nested, table, x, order, out, bank, tiles,
+    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
     block, start, count, first, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, KIND: tl.constexpr,
     GATHERED: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr,
     EARLY: tl.constexpr, PLAIN: tl.constexpr,
@@ -67,11 +69,10 @@ def _gate_up(
     """The first q eighths of a block of Q."""
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
     token = tl.minimum(tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4, count - 1)
+    stride: tl.constexpr = 128 if GATHERED else 16
     if GATHERED:
-        stride: tl.constexpr = 128
         here = x + (block * Q + token // 8) * (COLUMNS * 4) + (token % 8 * 4 + thread % 4) * 4
     else:
-        stride: tl.constexpr = 16
         here = x + load4(order + start + token, PLAIN) // TOP_K * (COLUMNS // 2) + thread % 4 * 4
     sums = multiply(
         packed, absmax, groups, nested, table, here, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
@@ -92,7 +93,7 @@ def down_kernel(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, NUM_BLOCKS: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr, EARLY: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """out [assignments, ROWS] = share * (down x); x is rows [blocks, Q, COLUMNS / 32, 32, 8]."""
+    """Out [assignments, ROWS] = share * (down x); x is rows [blocks, Q, COLUMNS / 32, 32, 8]."""
     program = tl.program_id(0)
     block, first = program % NUM_BLOCKS, program // NUM_BLOCKS
     expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
@@ -108,24 +109,28 @@ def down_kernel(
     if Q > 1:
         if count * 2 <= Q * 8:  # half as many where that will do
             _down(
-                packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+                packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+                w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
                 block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q // 2, WK, WR, EARLY, PLAIN,
             )  # fmt: skip
         else:
             _down(
-                packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+                packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+                w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
                 block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q, WK, WR, EARLY, PLAIN,
             )  # fmt: skip
     else:
         _down(
-            packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+            packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+            w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
             block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q, WK, WR, EARLY, PLAIN,
         )  # fmt: skip
 
 
 @triton.jit
 def _down(
-    packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+    packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
     block, start, count, first, COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr,
     EARLY: tl.constexpr, PLAIN: tl.constexpr,
@@ -151,7 +156,7 @@ def dense_kernel(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, NUM_BLOCKS: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr, EARLY: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """out [num_tokens, ROWS] = weight x: the product with one matrix; x is [num_tokens, COLUMNS]."""
+    """Out [num_tokens, ROWS] = weight x: the product with one matrix; x is [num_tokens, COLUMNS]."""
     program = tl.program_id(0)
     start, first = program % NUM_BLOCKS * (8 * Q), program // NUM_BLOCKS
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
@@ -174,7 +179,7 @@ def dense_kernel(
 
 @triton.jit
 def gather_kernel(x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr):
-    """out [blocks, Q, COLUMNS / 32, 32, 8] = the rows of `x` [tokens, COLUMNS] that each block has, in pairs of bf16."""
+    """Out [blocks, Q, COLUMNS / 32, 32, 8] = the rows of `x` [tokens, COLUMNS] that each block has, in pairs of bf16."""
     eighth = tl.program_id(0)
     start, count = tl.load(blocks + eighth // Q * 3 + 1), tl.load(blocks + eighth // Q * 3 + 2)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs: [COLUMNS / 32, token, pair]
@@ -187,7 +192,7 @@ def gather_kernel(x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def sum_kernel(parts, out, WIDTH: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
-    """out [tokens, WIDTH] = the sum of parts [tokens, TOP_K, WIDTH]."""
+    """Out [tokens, WIDTH] = the sum of parts [tokens, TOP_K, WIDTH]."""
     token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     total = tl.zeros((BLOCK,), tl.float32)

@@ -43,7 +43,7 @@ def pair_table(device: torch.device) -> torch.Tensor:
 
 
 @triton.jit
-def prepare(table, THREADS: tl.constexpr, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
+def prepare(table, THREADS: tl.constexpr, PLAIN: tl.constexpr):
     """Fills the table. Gives each thread its bank: [1, 1, T] int32."""
     thread = tl.arange(0, THREADS)[None, None, :]
     bank = thread % 32 * 4
@@ -57,7 +57,7 @@ def prepare(table, THREADS: tl.constexpr, PLAIN: tl.constexpr):  # noqa: ANN001,
 
 
 @triton.jit
-def lookup(word, bank, table, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
+def lookup(word, bank, table, PLAIN: tl.constexpr):
     """The pairs of a word's four bytes, the lowest first. NOTE: not pure: it must stay behind `prepare`."""
     if PLAIN:
         a, b = tl.load(table + (word & 255)), tl.load(table + ((word >> 8) & 255))
@@ -75,7 +75,7 @@ def lookup(word, bank, table, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N80
 
 
 @triton.jit
-def load16(pointer, ONCE: tl.constexpr, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
+def load16(pointer, ONCE: tl.constexpr, PLAIN: tl.constexpr):
     """Sixteen bytes as four int32. ONCE: they are read by nobody else and never written, so they need no place in L1."""
     if PLAIN:
         a, b, c, d = tl.load(pointer), tl.load(pointer + 1), tl.load(pointer + 2), tl.load(pointer + 3)
@@ -92,19 +92,17 @@ def load16(pointer, ONCE: tl.constexpr, PLAIN: tl.constexpr):  # noqa: ANN001, A
 
 
 @triton.jit
-def load8(pointer, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
+def load8(pointer, PLAIN: tl.constexpr):
     """Eight bytes as two int32."""
     if PLAIN:
         a, b = tl.load(pointer), tl.load(pointer + 1)
     else:
-        a, b = tl.inline_asm_elementwise(
-            _LOAD8, "=r,=r,l", [pointer], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
-        )
+        a, b = tl.inline_asm_elementwise(_LOAD8, "=r,=r,l", [pointer], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
     return a, b
 
 
 @triton.jit
-def load4(pointer, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
+def load4(pointer, PLAIN: tl.constexpr):
     """An int32. NOTE: not `tl.load`: for that Triton would choose a layout, and then exchange registers between threads."""
     if PLAIN:
         a = tl.load(pointer)
@@ -114,7 +112,7 @@ def load4(pointer, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
 
 
 @triton.jit
-def scaled(pair, scale, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
+def scaled(pair, scale, PLAIN: tl.constexpr):
     """Both bf16 of a pair times a scale, which is rounded to bf16 first."""
     if PLAIN:
         scale = low((scale.to(tl.int32, bitcast=True) + 0x8000) >> 16)
@@ -126,24 +124,24 @@ def scaled(pair, scale, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803
 
 
 @triton.jit
-def low(pair):  # noqa: ANN001, ANN201
+def low(pair):
     """The first bf16 of a pair, in float32."""
     return (pair << 16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def high(pair):  # noqa: ANN001, ANN201
+def high(pair):
     """The second bf16 of a pair, in float32."""
     return (pair & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, PLAIN: tl.constexpr):  # noqa: ANN001, ANN201, N803, PLR0913
-    """c + a b for 16 rows, 16 columns of weights and 8 of x: a [R, 1, T], b [1, Q, T], c [R, Q, T]. Lane 4g + t holds
+def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, PLAIN: tl.constexpr):
+    """C + a b for 16 rows, 16 columns of weights and 8 of x: a [R, 1, T], b [1, Q, T], c [R, Q, T]. Lane 4g + t holds
 
     a0 (row g, columns 2t, 2t + 1), a1 (g + 8, 2t), a2 (g, 2t + 8), a3 (g + 8, 2t + 8), b0 (columns 2t, x g), b1 (2t + 8, g),
     c0 c1 (row g, x 2t and 2t + 1), c2 c3 (row g + 8).
-    """  # noqa: D400, D415
+    """  # noqa: D415
     if PLAIN:
         d0, d1 = _half(a0, a2, b0, b1, c0, c1)
         d2, d3 = _half(a1, a3, b0, b1, c2, c3)
@@ -160,7 +158,7 @@ def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, PLAIN: tl.constexpr):  # noqa: A
 
 
 @triton.jit
-def _half(a, a_far, b, b_far, c, c_next):  # noqa: ANN001, ANN202, PLR0913
+def _half(a, a_far, b, b_far, c, c_next):
     """Eight rows of `mma`, in Triton."""
     rows: tl.constexpr = a.shape[0]
     tokens: tl.constexpr = b.shape[1]

@@ -1,7 +1,5 @@
 """Small things in one launch each: a sum, its norm and the router's logits; rotary positions and the write into the KV pool."""
 
-# ruff: noqa: ANN001, ANN201, N803, PLR0913
-
 import torch
 import triton
 import triton.language as tl

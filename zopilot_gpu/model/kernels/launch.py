@@ -13,7 +13,6 @@ from zopilot_gpu.model.kernels.routing import Routing
 from zopilot_gpu.model.kernels.tiles import COLUMNS, ROWS, Tiled
 from zopilot_gpu.model.nf4 import nested_table
 
-
 _GATHERED_ABOVE = 32
 
 
@@ -65,7 +64,7 @@ def gate_up(weight: Tiled, x: torch.Tensor, routing: Routing, top_k: int, shape:
 
 
 def down(weight: Tiled, x: torch.Tensor, routing: Routing, shape: Shape) -> torch.Tensor:
-    """share * (down x) of every assignment: x of `gate_up` -> [T * k, d] float32."""
+    """Share * (down x) of every assignment: x of `gate_up` -> [T * k, d] float32."""
     _, rows, columns = weight.shape
     num_blocks = len(routing.blocks)
     out = torch.empty(len(routing.order), rows, dtype=torch.float32, device=x.device)
@@ -86,7 +85,7 @@ def add_up(parts: torch.Tensor, top_k: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def product(weight: Tiled, x: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """weight x: [T, columns] bf16 -> [T, rows] bf16, with the one matrix of `weight`."""
+    """Weight x: [T, columns] bf16 -> [T, rows] bf16, with the one matrix of `weight`."""
     _, rows, columns = weight.shape
     num_blocks = -(-len(x) // (8 * shape.q))
     out = torch.empty(len(x), rows, dtype=x.dtype, device=x.device)

@@ -8,8 +8,6 @@ NOTE: all tensors of threads have three axes, [R or 1, Q or 1, T], from the firs
 other layouts, and exchanges registers between threads wherever they meet.
 """
 
-# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0913
-
 import triton
 import triton.language as tl
 

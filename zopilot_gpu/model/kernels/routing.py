@@ -1,11 +1,9 @@
 """Which tokens go to which experts, decided and sorted on the device. Knows logits of the router; no count reaches the host.
 
-    order   [T * k] int32       assignments (token * k + place) in the order of their experts: a *slot* is a place in it
-    blocks  [blocks, 3] int32   expert, first slot and number of slots, at most `size` of them; expert -1 is a block of none
-    shares  [T * k] float32     of each assignment
+order   [T * k] int32       assignments (token * k + place) in the order of their experts: a *slot* is a place in it
+blocks  [blocks, 3] int32   expert, first slot and number of slots, at most `size` of them; expert -1 is a block of none
+shares  [T * k] float32     of each assignment
 """
-
-# ruff: noqa: ANN001, ANN201, N803, PLR0913
 
 from dataclasses import dataclass
 
@@ -35,9 +33,11 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     num_tokens, num_experts = logits.shape
     count = num_tokens * top_k
     num_blocks = most_blocks(count, num_experts, size)
-    ints = {"dtype": torch.int32, "device": logits.device}
+    device = logits.device
     routing = Routing(
-        torch.empty(count, **ints), torch.empty(num_blocks, 3, **ints), torch.empty(count, device=logits.device)
+        torch.empty(count, dtype=torch.int32, device=device),
+        torch.empty(num_blocks, 3, dtype=torch.int32, device=device),
+        torch.empty(count, device=device),
     )
     tokens = max(16, triton.next_power_of_2(num_tokens))
     route_kernel[(1,)](

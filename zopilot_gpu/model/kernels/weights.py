@@ -1,4 +1,4 @@
-"""Weights in NF4 tiles as the model's `Linear` and `Experts`. Knows which kernel and which shape of program suit how many tokens.
+"""Weights in NF4 tiles as the model's `Linear` and `Experts`. Knows which shape of program suits how many tokens.
 
 The shapes were measured on an H200: docs/decisions/009-nf4-kernels.md.
 """
@@ -52,10 +52,14 @@ class TiledExperts:
 
 def expert_shapes(num_tokens: int) -> tuple[Shape, Shape]:
     """For gate and up, and for down; both with the same number of tokens in a block."""
-    if num_tokens <= 4:
+    if num_tokens <= 2:
         return Shape(1, 1, 2, 2), Shape(1, 1, 8, 1)
-    if num_tokens <= 12:
+    if num_tokens <= 4:
+        return Shape(2, 1, 4, 1), Shape(2, 1, 8, 1)
+    if num_tokens <= 8:
         return Shape(1, 1, 2, 2), Shape(2, 1, 4, 1)
+    if num_tokens <= 16:
+        return Shape(2, 1, 4, 1), Shape(2, 1, 4, 1)
     if num_tokens <= 48:
         return Shape(2, 2, 4, 1, early=True), Shape(2, 2, 2, 2, early=True)
     return Shape(2, 4, 2, 2, early=True), Shape(2, 4, 4, 1, early=True)
@@ -67,7 +71,7 @@ def linear_shape(num_tokens: int) -> Shape:
         return Shape(1, 1, 8, 1)
     if num_tokens <= 16:
         return Shape(1, 2, 8, 1)
-    return Shape(1, 4, 8, 1, early=True) if num_tokens <= 32 else Shape(1, 8, 4, 1, early=True)
+    return Shape(1, 4, 4, 1, early=True)
 
 
 def _dense(x: torch.Tensor, weight: Tiled, index: int) -> torch.Tensor:
