@@ -1,11 +1,14 @@
-"""Every kernel equals its plain twin: here in Triton's interpreter on small shapes, under `make gpu` on a card."""
+"""Every kernel equals its plain twin: here in Triton's interpreter on small shapes, under `make gpu` on a card.
+
+`tests/twins/test_interpreted.py` runs this file in a process of its own. By hand: TRITON_INTERPRET=1 pytest tests/interpreter
+"""
 
 import pytest
 import torch
 
-from tests.twins.interpreted import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
 from tests.twins.test_model import batch, distance
 from zopilot_gpu.model import nf4, reference
+from zopilot_gpu.model.kernels import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
 from zopilot_gpu.model.kernels.launch import Shape
 from zopilot_gpu.model.nf4 import NF4, Nested
 from zopilot_gpu.model.parts import PlainParts, rotate
