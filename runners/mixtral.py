@@ -26,6 +26,7 @@ from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.errors import ServiceError
 from zopilot_gpu.events import Event, Job, Text
 from zopilot_gpu.model.config import MixtralConfig
+from zopilot_gpu.model.weights import choose_kernels
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared
 from zopilot_gpu.text.answer import Answer
@@ -57,6 +58,8 @@ class MixtralBackend:
         torch.set_num_threads(choose_threads(config, device))
         dequantise = choose_form(located, device).name == "dequantised"
         model = load(prepared, config, dtype, where, progress, dequantise=dequantise)
+        used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
+        _log.info("kernels", used=used, why=why)
         size = pool_size(config, dtype, where, max_tokens=_POOL_TOKENS)
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
         _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)

@@ -22,7 +22,7 @@ class Checkpoint:
     """Implements `weights.Source`."""
 
     def __init__(self, config: MixtralConfig, get: Callable[[str], torch.Tensor], device: torch.device) -> None:
-        self._config, self._get, self._device = config, get, device
+        self._config, self._get, self.device = config, get, device
 
     def plain(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """See `weights.Source`."""
@@ -32,7 +32,7 @@ class Checkpoint:
             theirs = f"model.{prefix}.{_OF_A_LAYER[own]}"
         tensor = self._get(theirs)
         _check(theirs, tuple(tensor.shape), shape)
-        return tensor.to(self._device)
+        return tensor.to(self.device)
 
     def quantised(self, name: str, shape: tuple[int, ...]) -> nf4.NF4:
         """See `weights.Source`."""
@@ -57,10 +57,10 @@ class Checkpoint:
 
     def _piece(self, name: str, shape: tuple[int, int]) -> nf4.NF4:
         def get(part: str) -> torch.Tensor:
-            return self._get(part).to(self._device)
+            return self._get(part).to(self.device)
 
         tensor = self._get(name)
-        weight = nf4.from_bitsandbytes(name, get) if tensor.dtype == torch.uint8 else nf4.quantise(tensor.to(self._device))
+        weight = nf4.from_bitsandbytes(name, get) if tensor.dtype == torch.uint8 else nf4.quantise(tensor.to(self.device))
         _check(name, weight.shape, shape)
         return weight
 

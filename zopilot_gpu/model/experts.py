@@ -1,32 +1,44 @@
 """The experts of one layer, behind one interface. Knows how tokens reach their experts; not which they are sent to.
 
-Every implementation computes the same function; `GroupedExperts` is the plain one, for any device and any form of weights.
+Every implementation computes the same function; `RoutedExperts` is the plain one, for any device and any form of weights.
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import silu, softmax
 
 from zopilot_gpu.model.linear import Linear
 
 
 class Experts(Protocol):
-    """E gated feed-forward networks: w2(silu(w1 x) * w3 x)."""
+    """A router's choice among E gated feed-forward networks, w2(silu(w1 x) * w3 x), and the sum over those chosen."""
 
-    def __call__(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The weighted sum over each token's experts.
+    def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The sum over each token's experts, weighted by their shares.
 
         Args:
             x: [T, d].
-            chosen: [T, k] int64, the experts of each token.
-            weights: [T, k] in the dtype of `x`, their shares.
+            logits: [T, E], the router's.
 
         Returns:
-            [T, d] in the dtype of `x`.
+            [T, d] in the dtype of `x`; or its summands, [T, k, d] in float32, for `Parts.add_norm` to add up.
         """
         ...
+
+
+class RoutedExperts:
+    """The plain one: the k likeliest experts of each token, with shares that add up to one, in `GroupedExperts`."""
+
+    def __init__(self, experts: "GroupedExperts", top_k: int) -> None:
+        self._experts, self._top_k = experts, top_k
+
+    def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """See `Experts`."""
+        shares, chosen = softmax(logits, dim=-1, dtype=torch.float32).topk(self._top_k)
+        shares = (shares / shares.sum(dim=-1, keepdim=True)).to(x.dtype)
+        return self._experts(x, chosen, shares)
 
 
 class GroupedExperts:
@@ -41,7 +53,7 @@ class GroupedExperts:
         self._w13, self._w2 = w13, w2
 
     def __call__(self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """See `Experts`."""
+        """X [T, d], the experts of each token [T, k] int64 and their shares [T, k] in the dtype of `x` -> [T, d]."""
         order = chosen.flatten().argsort(stable=True)  # [T * k], assignments in the order of their experts
         counts = chosen.flatten().bincount(minlength=len(self._w13)).tolist()
         gate, up = _each(self._w13, x[order // chosen.shape[1]], counts).chunk(2, dim=-1)

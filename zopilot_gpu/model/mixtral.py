@@ -6,16 +6,17 @@ rotary angles and routing in float32, everything else in the weights' dtype. Sha
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch.nn.functional import embedding, linear, softmax
+from torch.nn.functional import embedding, linear
 
-from zopilot_gpu.model import attention
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.experts import Experts
 from zopilot_gpu.model.linear import Linear
+from zopilot_gpu.model.parts import Parts, PlainParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Mixtral:
     norm: torch.Tensor  # [d]
     head: torch.Tensor  # [V, d]
     rotary: torch.Tensor  # [positions, 2, h] in the dtype of the activations: cosine, sine
+    parts: Parts = field(default_factory=PlainParts)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pools: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -52,39 +54,21 @@ class Mixtral:
         Returns:
             [R, V] in float32.
         """
-        x = embedding(batch.token_ids, self.embedding)  # [T, d]
-        rotary = self.rotary[batch.positions]  # [T, 2, h]
-        groups = attention.plan(batch, pools[0], self.config.num_heads)
+        return self.run(batch, pools, self.parts.plan(batch, pools[0], self.rotary, self.config.num_heads))
+
+    @torch.inference_mode()
+    def run(self, batch: Batch, pools: Sequence[torch.Tensor], plan: Any) -> torch.Tensor:
+        """`forward` with a plan that is made: tensors on the device only, which a CUDA graph can hold."""
+        parts, eps = self.parts, self.config.norm_eps
+        x, change = embedding(batch.token_ids, self.embedding), None  # [T, d]
         for layer, pool in zip(self.layers, pools, strict=True):
-            q, k, v = self._project(layer, self._norm(x, layer.attention_norm), rotary)
-            attention.write(pool, batch.slots, k, v)
-            x = x + layer.output(attention.attend(q, pool, groups).flatten(1))
-            x = x + self._mix(layer, self._norm(x, layer.experts_norm))
-        return linear(self._norm(x[batch.logit_rows], self.norm), self.head).float()
-
-    def _project(self, layer: Layer, x: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries [T, H, h], keys and values [T, K, h]: [T, d] -> three."""
-        heads = [self.config.num_heads, self.config.num_kv_heads]
-        qk, v = torch.split(layer.qkv(x).view(len(x), -1, self.config.head_dim), [sum(heads), heads[1]], dim=1)
-        q, k = torch.split(rotate(qk, rotary), heads, dim=1)
-        return q, k, v
-
-    def _mix(self, layer: Layer, x: torch.Tensor) -> torch.Tensor:
-        shares, chosen = softmax(linear(x, layer.router), dim=-1, dtype=torch.float32).topk(self.config.num_experts_per_token)
-        shares = (shares / shares.sum(dim=-1, keepdim=True)).to(x.dtype)
-        return layer.experts(x, chosen, shares)
-
-    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """RMSNorm (arXiv 1910.07467): [..., d] -> [..., d]."""
-        wide = x.float()
-        return weight * (wide * (wide.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()).to(x.dtype)
-
-
-def rotate(x: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (arXiv 2104.09864), the halves of a head as pairs: x [T, heads, h], rotary [T, 2, h]."""
-    cos, sin = rotary.unsqueeze(2).unbind(1)  # [T, 1, h] each
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+            x, y = parts.add_norm(x, change, layer.attention_norm, eps)
+            q = parts.rotate_and_write(layer.qkv(y), pool, plan)  # [T, H, h]
+            change = layer.output(parts.attend(q, pool, plan).flatten(1))
+            x, y, logits = parts.add_norm_route(x, change, layer.experts_norm, layer.router, eps)
+            change = layer.experts(y, logits)
+        _, y = parts.add_norm(x, change, self.norm, eps)
+        return linear(y[batch.logit_rows], self.head).float()
 
 
 def rotary_table(config: MixtralConfig, positions: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -11,6 +11,7 @@ each as `X.packed` [..., n / 2] and `X.absmax` [..., n / 64], or for absmax in N
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
@@ -19,15 +20,21 @@ import torch
 from zopilot_gpu.model import linear
 from zopilot_gpu.model.checkpoint import Checkpoint
 from zopilot_gpu.model.config import MixtralConfig
-from zopilot_gpu.model.experts import GroupedExperts
+from zopilot_gpu.model.experts import Experts, GroupedExperts, RoutedExperts
 from zopilot_gpu.model.mixtral import Layer, Mixtral, rotary_table
 from zopilot_gpu.model.nf4 import BLOCK, GROUP, NF4, Nested
+from zopilot_gpu.model.parts import Parts, PlainParts
 
 Get = Callable[[str], torch.Tensor]
 
 
 class Source(Protocol):
     """Tensors by their packed names, on the device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are put."""
+        ...
 
     def plain(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """One in full. Raises KeyError where it is missing, ValueError where it is of another shape."""
@@ -95,8 +102,18 @@ def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequ
     def plain(name: str) -> torch.Tensor:
         return source.plain(name, shape_of[name]).to(dtype)
 
+    make = _by_kernels(config) if not dequantise and choose_kernels(config, dtype, source.device)[0] else None
+
     def product(weight: NF4) -> linear.Linear:
+        if make:
+            return make.linear(weight)
         return linear.dense(weight, dtype) if dequantise else linear.quantised(weight)
+
+    def experts(w13: NF4, w2: NF4) -> Experts:
+        if make:
+            return make.experts(w13, w2)
+        several = ([product(expert) for expert in stack.unbind()] for stack in (w13, w2))
+        return RoutedExperts(GroupedExperts(*several), config.num_experts_per_token)
 
     def layer(name: str) -> Layer:
         qkv, output, w13, w2 = (f"{name}.{part}" for part in ("qkv", "output", "w13", "w2"))
@@ -106,10 +123,7 @@ def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequ
             output=product(source.quantised(output, shape_of[output])),
             experts_norm=plain(f"{name}.experts_norm"),
             router=plain(f"{name}.router"),
-            experts=GroupedExperts(
-                [product(expert) for expert in source.quantised(w13, shape_of[w13]).unbind()],
-                [product(expert) for expert in source.quantised(w2, shape_of[w2]).unbind()],
-            ),
+            experts=experts(source.quantised(w13, shape_of[w13]), source.quantised(w2, shape_of[w2])),
         )
 
     embedding = plain("embedding")
@@ -120,14 +134,45 @@ def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequ
         norm=plain("norm"),
         head=embedding if config.tie_embeddings else plain("head"),
         rotary=rotary_table(config, config.max_position, dtype, embedding.device),
+        parts=make.parts if make else PlainParts(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Makers:
+    """What holds weights in NF4 and computes with them."""
+
+    linear: Callable[[NF4], linear.Linear]
+    experts: Callable[[NF4, NF4], Experts]
+    parts: Parts
+
+
+def choose_kernels(config: MixtralConfig, dtype: torch.dtype, device: torch.device) -> tuple[bool, str]:
+    """Whether our kernels compute with weights in NF4, and why."""
+    if device.type != "cuda":
+        return False, "the kernels are for a GPU"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False, "the kernels need sm_80 or newer: they multiply in bf16"
+    if dtype != torch.bfloat16:
+        return False, f"the kernels compute in bf16, not {dtype}"
+    others = [shape for name, shape in shapes(config).items() if is_quantised(name) and (shape[-2] % 16 or shape[-1] % 128)]
+    if others:
+        return False, f"the kernels take matrices of whole tiles, 16 by 128, and not {others[0]}"
+    return True, "a GPU with bf16, and all matrices are whole tiles"
+
+
+def _by_kernels(config: MixtralConfig) -> _Makers:
+    from zopilot_gpu.model.kernels.parts import KernelParts  # noqa: PLC0415  (triton is for a GPU)
+    from zopilot_gpu.model.kernels.weights import TiledExperts, TiledLinear  # noqa: PLC0415
+
+    return _Makers(TiledLinear, lambda w13, w2: TiledExperts(w13, w2, config.num_experts_per_token), KernelParts())
 
 
 class Packed:
     """A `Source` of tensors that have the packed names already."""
 
     def __init__(self, get: Get, device: torch.device) -> None:
-        self._get, self._device = get, device
+        self._get, self.device = get, device
 
     def plain(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """See `Source`."""
@@ -150,4 +195,4 @@ class Packed:
         tensor = self._get(name)
         if tensor.shape != shape or tensor.dtype not in dtypes:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtypes[0]} {shape}")
-        return tensor.to(self._device)
+        return tensor.to(self.device)

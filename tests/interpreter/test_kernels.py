@@ -1,0 +1,175 @@
+"""Every kernel equals its plain twin: here in Triton's interpreter on small shapes, under `make gpu` on a card.
+
+`tests/twins/test_interpreted.py` runs this file in a process of its own. By hand: TRITON_INTERPRET=1 pytest tests/interpreter
+"""
+
+import pytest
+import torch
+
+from tests.twins.test_model import batch, distance
+from zopilot_gpu.model import nf4, reference
+from zopilot_gpu.model.kernels import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
+from zopilot_gpu.model.kernels.launch import Shape
+from zopilot_gpu.model.nf4 import NF4, Nested
+from zopilot_gpu.model.parts import PlainParts, rotate
+
+SIZE = 16
+pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning:triton", "ignore:.*:DeprecationWarning:triton")
+
+
+def weight(count: int, rows: int, columns: int, kind: str) -> NF4:
+    """Random, with every code and any absmax."""
+    size = rows * columns
+    packed = torch.randint(0, 256, (count, size // 2), dtype=torch.uint8)
+    absmax: torch.Tensor | Nested = torch.rand(count, size // 64) + 0.1
+    if kind == "nested":
+        groups = (count, size // 64 // 256)
+        absmax = Nested(torch.randint(0, 256, (count, size // 64), dtype=torch.uint8), torch.rand(groups), torch.rand(groups))
+    elif kind == "bf16":
+        assert isinstance(absmax, torch.Tensor)
+        absmax = absmax.bfloat16()
+    return NF4(packed, absmax, (count, rows, columns))
+
+
+def exact(w13: NF4, w2: NF4, x: torch.Tensor, logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """The reference's experts, in float64."""
+    full = [[one.dequantise(torch.float64) for one in several.unbind()] for several in (w13, w2)]
+    rows = []
+    for token, likes in zip(x.double(), logits.double().softmax(-1), strict=True):
+        best = likes.topk(top_k)
+        shares = best.values / best.values.sum()
+        picked = zip(shares, best.indices.tolist(), strict=True)
+        rows.append(torch.stack([share * reference.expert(full[0][e], full[1][e], token) for share, e in picked]).sum(0))
+    return torch.stack(rows)
+
+
+def test_these_kernels_are_interpreted() -> None:
+    assert INTERPRETED
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("bf16", (16, 128)),
+        ("float32", (48, 384)),
+        ("bf16", (256, 256)),
+        ("nested", (128, 128)),  # groups of 256 absmax: no smaller one has a whole group
+        ("nested", (128, 384)),
+    ],
+)
+def test_tiles_are_the_same_weight_in_another_order(kind: str, shape: tuple[int, int]) -> None:
+    one = weight(3, *shape, kind)
+    back = tiles.untile(tiles.tile(one))
+    assert torch.equal(back.packed, one.packed)
+    assert torch.equal(back.scales(), one.scales().view(3, -1))
+    assert tiles.fits(shape)
+    for index in range(3):
+        full = launch.dequantise(tiles.tile(one), index, torch.float32)
+        assert torch.equal(full, one.unbind()[index].dequantise(torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_tokens", "shape"),
+    [
+        ("bf16", 1, Shape(1, 1, 1, 1)),
+        ("float32", 9, Shape(1, 1, 2, 1)),
+        ("nested", 3, Shape(2, 1, 1, 2)),
+        ("bf16", 21, Shape(1, 2, 2, 1, early=True)),
+    ],
+)
+def test_a_product_with_one_matrix(kind: str, num_tokens: int, shape: Shape) -> None:
+    one = weight(1, 64, 256, kind)
+    x = torch.randn(num_tokens, 256).bfloat16()
+    out = launch.product(tiles.tile(one), x, shape)
+    assert distance(out.double(), x.double() @ one.dequantise(torch.float64)[0].T) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "top_k", "size"), [(1, 8, 2, 8), (3, 8, 2, 8), (37, 8, 2, 16), (5, 3, 1, 8), (20, 5, 4, 32)]
+)
+def test_routing_is_the_plain_one(num_tokens: int, num_experts: int, top_k: int, size: int) -> None:
+    logits = torch.randn(num_tokens, num_experts)
+    for case in (logits, logits + torch.tensor([50.0] + [0.0] * (num_experts - 1))):  # the second: the first expert gets all
+        found, plain = routing.route(case, top_k, size), routing.plain_route(case, top_k, size)
+        assert torch.equal(found.order, plain.order)
+        assert torch.equal(found.blocks, plain.blocks)
+        torch.testing.assert_close(found.shares, plain.shares)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_tokens", "up", "down"),
+    [
+        ("bf16", 1, Shape(1, 1, 2, 1), Shape(1, 1, 1, 2)),
+        ("nested", 3, Shape(1, 1, 1, 1), Shape(2, 1, 2, 1)),
+        ("float32", 18, Shape(1, 2, 1, 1), Shape(1, 2, 1, 1, early=True)),  # gathered, and more than one block of an expert
+    ],
+)
+@pytest.mark.parametrize("to_one", [False, True])
+def test_experts_equal_the_reference(kind: str, num_tokens: int, up: Shape, down: Shape, *, to_one: bool) -> None:
+    num_experts, width, inner, top_k = 3, 128, 128, 1 if to_one else 2
+    w13, w2 = weight(num_experts, 2 * inner, width, kind), weight(num_experts, width, inner, kind)
+    x, logits = torch.randn(num_tokens, width).bfloat16(), torch.randn(num_tokens, num_experts)
+    if to_one:  # all experts but one are empty
+        logits[:, 1] += 50
+    plan = routing.route(logits, top_k, 8 * up.q)
+    inside = launch.gate_up(tiles.tile(w13), x, plan, top_k, up)
+    out = launch.add_up(launch.down(tiles.tile(w2), inside, plan, down), top_k, torch.float32)
+    assert distance(out.double(), exact(w13, w2, x, logits, top_k)) < 1.5e-2
+
+
+def test_the_layer_of_experts_is_the_plain_one() -> None:
+    w13, w2 = weight(2, 256, 128, "bf16"), weight(2, 128, 128, "bf16")
+    x, logits = torch.randn(2, 128).bfloat16(), torch.randn(2, 2)
+    parts_of = weights.TiledExperts(w13, w2, 1)(x, logits)
+    assert parts_of.shape == (2, 1, 128)
+    assert distance(parts_of.sum(1).double(), exact(w13, w2, x, logits, 1)) < 1.5e-2
+
+
+@pytest.mark.parametrize("shapes", [(128, 4, 2, 16), (192, 3, 1, 48), (64, 8, 8, 8)])
+def test_norm_router_and_rotary_are_the_plain_ones(shapes: tuple[int, int, int, int]) -> None:
+    width, num_heads, num_kv_heads, head_dim = shapes
+    plain, mine = PlainParts(), parts.KernelParts()
+    x, change, scale, router = torch.randn(3, width), torch.randn(3, width), torch.randn(width), torch.randn(5, width)
+    for found, expected in zip(
+        mine.add_norm_route(x, change, scale, router, 1e-5), plain.add_norm_route(x, change, scale, router, 1e-5), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    several = torch.randn(3, 2, width)
+    torch.testing.assert_close(mine.add_norm(x, several, scale, 1e-5)[1], plain.add_norm(x, several.sum(1), scale, 1e-5)[1])
+    torch.testing.assert_close(mine.add_norm(x, None, scale, 1e-5), plain.add_norm(x, None, scale, 1e-5))
+
+    qkv = torch.randn(3, (num_heads + 2 * num_kv_heads) * head_dim)
+    angles = torch.randn(40, head_dim // 2).repeat(1, 2)
+    rotary = torch.stack((angles.cos(), angles.sin()), dim=1)
+    positions, slots = torch.tensor([39, 0, 7]), torch.tensor([63, 2, 17])
+    pool = torch.full((2, 4, SIZE, num_kv_heads, head_dim), float("nan"))
+    q = fused.rotate_and_write(qkv, rotary, positions, slots, pool, num_heads)
+    heads = qkv.view(3, -1, head_dim)
+    turned = rotate(heads[:, :-num_kv_heads], rotary[positions])
+    torch.testing.assert_close(q, turned[:, :num_heads])
+    torch.testing.assert_close(pool[0].flatten(0, 1)[slots], turned[:, num_heads:])
+    torch.testing.assert_close(pool[1].flatten(0, 1)[slots], heads[:, -num_kv_heads:])
+    assert int(pool.isnan().logical_not().sum()) == 2 * 3 * num_kv_heads * head_dim  # and nothing else is written
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 32), (3, 3, 48), (6, 1, 16)])
+@pytest.mark.parametrize("spans", [[(0, 7), (25, 45), (32, 33), (0, 1)], [(4, 5), (299, 300), (63, 64)]])
+def test_attention_is_the_plain_one(spans: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    """Chunks and decodes together; decodes over several splits, some of which are empty for some sequences."""
+    blocks = torch.randperm(64).tolist()
+    room = -(-max(end for _, end in spans) // SIZE)
+    step = batch(
+        torch.zeros(400, dtype=torch.int64),
+        [(begin, end, blocks[s * room : (s + 1) * room]) for s, (begin, end) in enumerate(spans)],
+    )
+    pool = torch.full((2, 64 + room * len(spans), SIZE, num_kv_heads, head_dim), float("nan"))
+    for s, (_, end) in enumerate(spans):  # what is beyond a sequence's own end stays poisoned
+        for p in range(end):
+            pool[:, step.block_tables[s, p // SIZE], p % SIZE] = torch.randn(2, num_kv_heads, head_dim)
+    q, rotary = torch.randn(len(step.positions), num_heads, head_dim), torch.zeros(400, 2, head_dim)
+    plain, mine = PlainParts(), parts.KernelParts()
+    expected = plain.attend(q, pool, plain.plan(step, pool, rotary, num_heads))
+    found = mine.attend(q, pool, mine.plan(step, pool, rotary, num_heads))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert attention.RUN < 20  # so that the span of 20 tokens is two runs
+    assert nf4.BLOCK == 64

@@ -1,0 +1,101 @@
+"""Compiles the kernels ahead of time for a card that need not be there, and prints what the machine code has, as JSON.
+
+python -m tests.twins.compiled 90
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import triton
+from triton.backends.compiler import AttrsDescriptor, GPUTarget
+from triton.compiler import ASTSource
+
+from zopilot_gpu.model.kernels import attention, experts, fused, routing
+
+WORDS, BF16, LONG, REAL = "*i32", "*bf16", "*i64", "*fp32"
+WEIGHT = dict.fromkeys(("packed", "absmax", "groups", "nested", "table"), WORDS)
+SMALL = {"P": 1, "Q": 1, "WK": 2, "WR": 2, "EARLY": False, "PLAIN": False}
+UP = {"TOP_K": 2, "COLUMNS": 4096, "INNER": 14336, "NUM_BLOCKS": 2}
+DOWN = {"COLUMNS": 14336, "ROWS": 4096, "NUM_BLOCKS": 2, "R": 1, "Q": 1, "WK": 8, "WR": 1, "EARLY": False, "PLAIN": False}
+HEADS = {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 128, "PADDED": 128}
+ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "SPLIT": 64, "MOST": 0}
+ATTEND_TYPES = {
+    "q": BF16,
+    "pool": BF16,
+    "tables": LONG,
+    "runs": WORDS,
+    "out": BF16,
+    "sums": REAL,
+    "best": REAL,
+    "scale": "fp32",
+    "q_stride": "i32",
+    "table_stride": "i32",
+    "value_offset": "i64",
+    "num_runs": "i32",
+}
+UP_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "out": BF16}
+DOWN_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": REAL, "out": REAL}
+# name: kernel, types, constants, warps, integers that are multiples of 16
+KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = {
+    "gate_up bf16": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "bf16", "GATHERED": False}, 4, set()),
+    "gate_up nested": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "nested", "GATHERED": False}, 4, set()),
+    "down bf16": (experts.down_kernel, DOWN_TYPES, DOWN | {"KIND": "bf16"}, 8, set()),
+    "down many": (
+        experts.down_kernel,
+        DOWN_TYPES,
+        DOWN | {"KIND": "float32", "R": 2, "Q": 4, "WK": 4, "EARLY": True},
+        4,
+        set(),
+    ),
+    "attend decode": (
+        attention.attend_kernel, ATTEND_TYPES, ATTEND | {"ROWS": 16, "PARTIAL": True}, 2, {"q_stride", "value_offset"},
+    ),
+    "norm": (
+        fused.add_norm_kernel,
+        dict.fromkeys(("x", "weight", "total", "out", "router", "logits"), BF16) | {"parts": REAL, "eps": "fp32"},
+        {"PARTS": 2, "WIDTH": 4096, "BLOCK": 4096, "EXPERTS": 8, "ROUTED": 8},
+        16,
+        set(),
+    ),
+    "route": (
+        routing.route_kernel,
+        {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32"},
+        {"num_experts": 8, "TOP_K": 2, "SIZE": 8, "num_blocks": 2, "TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
+        1,
+        set(),
+    ),
+}  # fmt: skip
+
+
+def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
+    """Registers, bytes of stack, and counts of instructions."""
+    kernel, types, constants, warps, multiples = KERNELS[name]
+    order = list(kernel.arg_names)
+    types = {argument: types[argument] for argument in order if argument in types}
+    even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
+    attributes = AttrsDescriptor.from_dict({"arg_properties": {"tt.divisibility": even}, "cls": "AttrsDescriptor"})
+    source = ASTSource(kernel, types, constants, attributes)
+    binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    file = directory / "kernel.cubin"
+    file.write_bytes(binary.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+    def dump(what: str) -> str:
+        return subprocess.run([tool, what, file], capture_output=True, text=True, check=True).stdout
+
+    usage, code = dump("-res-usage"), dump("-sass")
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found
+    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in ("HMMA", "BAR")}
+    loop = {"spills": len(re.findall(r"\b(?:LDL|STL)\b", code)), "wide loads": len(re.findall(r"\bLDG\S*\.128", code))}
+    return {"registers": int(found[1]), "stack": int(found[2]), **counts, **loop}
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as where:
+        print(json.dumps({name: compiled(name, int(sys.argv[1]), Path(where)) for name in KERNELS}))  # noqa: T201

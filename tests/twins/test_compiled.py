@@ -1,0 +1,34 @@
+"""The kernels compile for every card of the default image, and the machine code is as it should be; no card is needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MOST_REGISTERS = 168  # three programs of four warps on a multiprocessor, at least
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 90])
+def test_the_machine_code_has_no_spills_and_wide_loads(arch: int, tmp_path: Path) -> None:
+    """In a process of its own: here, other tests have the same kernels interpreted."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.twins.compiled", str(arch)],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr
+    kernels = json.loads(run.stdout.splitlines()[-1])
+    assert len(kernels) == 7
+    for name, found in kernels.items():
+        assert found["spills"] == found["stack"] == 0, name
+        if not name.startswith(("down many", "attend")):
+            assert found["registers"] <= MOST_REGISTERS, name
+        if name.startswith(("gate_up", "down", "attend")):
+            assert found["HMMA"] > 0, name
+            assert found["wide loads"] >= 6, name  # weights and x, or keys and values

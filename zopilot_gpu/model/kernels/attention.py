@@ -1,0 +1,126 @@
+"""Causal attention over the paged pool: decode, its context split among programs, and prefill in chunks.
+
+A *run* is up to 16 tokens of one sequence that lie end to end: `runs [n, 4]` int32 has its sequence, its first row of q, its
+number of tokens and the position of the first. A decode is a run of one. Heads that share a KV head are rows of one product.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from zopilot_gpu.model.kernels import INTERPRETED
+
+RUN = 16  # tokens of a run in prefill
+SPLIT = 64  # positions of a split in decode, at least
+MOST_SPLITS = 32
+
+
+def attend(
+    q: torch.Tensor, pool: torch.Tensor, tables: torch.Tensor, runs: torch.Tensor, out: torch.Tensor, tokens: int
+) -> None:
+    """Attention of the tokens of `runs`, at most `tokens` each, over all up to their own: into their rows of `out`.
+
+    Args:
+        q: [T, H, h], rotated; any stride between tokens.
+        pool: [2, B, N, K, h], with the step's own keys and values written.
+        tables: [S, blocks] int32, on the device as `runs` is.
+        runs: [n, 4], as above.
+        out: [T, H, h].
+        tokens: 1 or `RUN`.
+    """
+    (_, num_heads, width), num_kv_heads = q.shape, pool.shape[3]
+    group = num_heads // num_kv_heads
+    positions = tables.shape[1] * pool.shape[2]
+    split = max(SPLIT, triton.next_power_of_2(-(-positions // MOST_SPLITS)))
+    splits = -(-positions // split) if tokens == 1 else 1
+    rows = max(16, triton.next_power_of_2(tokens * group))
+    most = positions if INTERPRETED else 0  # the interpreter counts to constants only
+    sums, best = out, out
+    if splits > 1:
+        sums = torch.empty(splits, len(runs), num_heads, width, dtype=torch.float32, device=q.device)
+        best = torch.empty(splits, len(runs), num_heads, 2, dtype=torch.float32, device=q.device)
+    attend_kernel[(len(runs), num_kv_heads, splits)](
+        q, pool, tables, runs, out, sums, best, width**-0.5, q.stride(0), tables.stride(0), pool.stride(0), len(runs),
+        num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows, 64, split, splits > 1,
+        most, num_warps=4 if rows > 16 else 2,
+    )  # fmt: skip
+    if splits > 1:
+        merge_kernel[(len(runs), num_heads)](
+            sums, best, runs, out, len(runs), num_heads, width, triton.next_power_of_2(width), split,
+            splits, triton.next_power_of_2(splits), num_warps=4 if splits > 8 else 1,
+        )  # fmt: skip
+
+
+@triton.jit
+def attend_kernel(
+    q, pool, tables, runs, out, sums, best, scale, q_stride, table_stride, value_offset, num_runs,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, POSITIONS: tl.constexpr, SPLIT: tl.constexpr, PARTIAL: tl.constexpr,
+    MOST: tl.constexpr,
+):  # fmt: skip
+    """One run, one KV head, one split. Rows are (token, head of the group); those beyond the run are computed and not kept."""
+    run, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    sequence, first = tl.load(runs + run * 4), tl.load(runs + run * 4 + 1)
+    count, position = tl.load(runs + run * 4 + 2), tl.load(runs + run * 4 + 3)
+    begin, end = split * SPLIT, position + count
+    if begin >= end:
+        return
+    if PARTIAL:
+        end = tl.minimum(end, begin + SPLIT)
+    span = end - begin
+    row, column = tl.arange(0, ROWS), tl.arange(0, PADDED)
+    token, head = row // GROUP, kv_head * GROUP + row % GROUP
+    mine, inside = token < count, column < WIDTH
+    keep = mine[:, None] & inside[None, :]
+    asked = tl.load(q + (first + token)[:, None] * q_stride + head[:, None] * WIDTH + column[None, :], mask=keep, other=0.0)
+    most = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, PADDED), tl.float32)
+    for step in range(0, MOST if MOST else span, POSITIONS):
+        place = begin + step + tl.arange(0, POSITIONS)
+        there = place < end
+        block = tl.load(tables + sequence * table_stride + place // SIZE, mask=there, other=0).to(tl.int64)
+        at = ((block * SIZE + place % SIZE) * KV_HEADS + kv_head) * WIDTH
+        # NOTE: what lies beyond is others'. A weight of zero does not undo their NaN: not read, rather than only masked.
+        known = there[:, None] & inside[None, :]
+        k = tl.load(pool + at[:, None] + column[None, :], mask=known, other=0.0)
+        scores = tl.dot(asked, tl.trans(k), input_precision="ieee") * (scale * 1.44269504)
+        seen = there[None, :] & (place[None, :] <= (position + token)[:, None])
+        scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        shares = tl.exp2(scores - safe[:, None])
+        fade = tl.exp2(most - safe)
+        v = tl.load(pool + value_offset + at[:, None] + column[None, :], mask=known, other=0.0)
+        acc = acc * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
+        total = total * fade + tl.sum(shares, axis=1)
+        most = higher
+    if PARTIAL:
+        at = (split * num_runs + run) * HEADS + head
+        tl.store(sums + at[:, None] * WIDTH + column[None, :], acc, mask=keep)
+        tl.store(best + at * 2, most, mask=mine)
+        tl.store(best + at * 2 + 1, total, mask=mine)
+    else:
+        to = ((first + token) * HEADS + head)[:, None] * WIDTH + column[None, :]
+        tl.store(out + to, (acc / tl.where(mine, total, 1.0)[:, None]).to(out.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def merge_kernel(
+    sums, best, runs, out, num_runs,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """The splits of a decode made one."""
+    run, head = tl.program_id(0), tl.program_id(1)
+    first, end = tl.load(runs + run * 4 + 1), tl.load(runs + run * 4 + 3) + 1
+    split, column = tl.arange(0, SPLITS), tl.arange(0, PADDED)
+    there = (split < NUM_SPLITS) & (split * SPLIT < end)
+    at = (split * num_runs + run) * HEADS + head
+    most = tl.load(best + at * 2, mask=there, other=float("-inf"))
+    share = tl.exp2(most - tl.max(most, axis=0))
+    total = tl.sum(share * tl.load(best + at * 2 + 1, mask=there, other=0.0), axis=0)
+    keep = there[:, None] & (column < WIDTH)[None, :]
+    parts = tl.load(sums + at[:, None] * WIDTH + column[None, :], mask=keep, other=0.0)
+    value = tl.sum(parts * share[:, None], axis=0) / total
+    tl.store(out + (first * HEADS + head) * WIDTH + column, value.to(out.dtype.element_ty), mask=column < WIDTH)

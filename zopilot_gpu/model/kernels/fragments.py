@@ -1,0 +1,170 @@
+"""What a thread does that Triton has no words for, in lines of assembly, and the same in Triton for the interpreter.
+
+The lookup table is what makes NF4 fast here: 256 pairs of bf16, one for each byte of packed weights, once for each of the 32
+banks of shared memory (32 KiB), so that a warp's lookups never meet. A byte becomes the two weights that a register of `mma`
+wants by a shift, an and-or and a load. Counted for two weights: 2 integer instructions (64 lanes a clock) and 1 load (32).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from zopilot_gpu.model.nf4 import CODES
+
+_RESERVE: tl.constexpr = tl.constexpr(".shared .align 128 .b8 nf4_pairs[32768]; mov.b32 $0, 0;")
+_FILL: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 a; mov.b32 a, nf4_pairs; add.u32 a, a, $1; st.shared.v4.b32 [a], {$2, $2, $2, $2}; mov.b32 $0, 0; }"
+)
+_READY: tl.constexpr = tl.constexpr("bar.sync 0; mov.b32 $0, $1;")
+_LOOKUP: tl.constexpr = tl.constexpr(
+    """{ .reg .b32 a, b, c, d, base; mov.b32 base, nf4_pairs;
+    shl.b32 a, $4, 7; shr.b32 b, $4, 1; shr.b32 c, $4, 9; shr.b32 d, $4, 17;
+    lop3.b32 a, a, 0x7f80, $5, 0xEA; lop3.b32 b, b, 0x7f80, $5, 0xEA;
+    lop3.b32 c, c, 0x7f80, $5, 0xEA; lop3.b32 d, d, 0x7f80, $5, 0xEA;
+    add.u32 a, a, base; add.u32 b, b, base; add.u32 c, c, base; add.u32 d, d, base;
+    ld.shared.b32 $0, [a]; ld.shared.b32 $1, [b]; ld.shared.b32 $2, [c]; ld.shared.b32 $3, [d]; }"""
+)
+_LOAD_ONCE: tl.constexpr = tl.constexpr("ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];")
+_LOAD: tl.constexpr = tl.constexpr("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];")
+_LOAD8: tl.constexpr = tl.constexpr("ld.global.v2.b32 {$0, $1}, [$2];")
+_LOAD4: tl.constexpr = tl.constexpr("ld.global.b32 $0, [$1];")
+_SCALE: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 s, z; mov.b32 z, 0x80008000; cvt.rn.bf16x2.f32 s, $2, $2; fma.rn.bf16x2 $0, $1, s, z; }"
+)
+_MMA: tl.constexpr = tl.constexpr(
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+)
+
+
+def pair_table(device: torch.device) -> torch.Tensor:
+    """[256] int32: the two bf16 codes of a byte, the first in the low half, where the lower column belongs."""
+    codes = torch.tensor(CODES, device=device).bfloat16().view(torch.int16).int() & 0xFFFF
+    return ((codes.unsqueeze(0) << 16) | codes.unsqueeze(1)).flatten().contiguous()
+
+
+@triton.jit
+def prepare(table, THREADS: tl.constexpr, PLAIN: tl.constexpr):
+    """Fills the table. Gives each thread its bank: [1, 1, T] int32."""
+    thread = tl.arange(0, THREADS)[None, None, :]
+    bank = thread % 32 * 4
+    if not PLAIN:
+        tl.inline_asm_elementwise(_RESERVE, "=r,r", [thread], dtype=tl.int32, is_pure=False, pack=1)
+        index = tl.arange(0, 2048)  # sixteen bytes each, eight for each pair
+        pairs = tl.load(table + (index >> 3))
+        tl.inline_asm_elementwise(_FILL, "=r,r,r", [index * 16, pairs], dtype=tl.int32, is_pure=False, pack=1)
+        bank = tl.inline_asm_elementwise(_READY, "=r,r", [bank], dtype=tl.int32, is_pure=False, pack=1)
+    return bank
+
+
+@triton.jit
+def lookup(word, bank, table, PLAIN: tl.constexpr):
+    """The pairs of a word's four bytes, the lowest first. NOTE: not pure: it must stay behind `prepare`."""
+    if PLAIN:
+        a, b = tl.load(table + (word & 255)), tl.load(table + ((word >> 8) & 255))
+        c, d = tl.load(table + ((word >> 16) & 255)), tl.load(table + ((word >> 24) & 255))
+    else:
+        a, b, c, d = tl.inline_asm_elementwise(
+            _LOOKUP,
+            "=r,=r,=r,=r,r,r",
+            [word, bank],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=False,
+            pack=1,
+        )
+    return a, b, c, d
+
+
+@triton.jit
+def load16(pointer, ONCE: tl.constexpr, PLAIN: tl.constexpr):
+    """Sixteen bytes as four int32. ONCE: they are read by nobody else and never written, so they need no place in L1."""
+    if PLAIN:
+        a, b, c, d = tl.load(pointer), tl.load(pointer + 1), tl.load(pointer + 2), tl.load(pointer + 3)
+    else:
+        a, b, c, d = tl.inline_asm_elementwise(
+            _LOAD_ONCE if ONCE else _LOAD,
+            "=r,=r,=r,=r,l",
+            [pointer],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    return a, b, c, d
+
+
+@triton.jit
+def load8(pointer, PLAIN: tl.constexpr):
+    """Eight bytes as two int32."""
+    if PLAIN:
+        a, b = tl.load(pointer), tl.load(pointer + 1)
+    else:
+        a, b = tl.inline_asm_elementwise(_LOAD8, "=r,=r,l", [pointer], dtype=(tl.int32, tl.int32), is_pure=True, pack=1)
+    return a, b
+
+
+@triton.jit
+def load4(pointer, PLAIN: tl.constexpr):
+    """An int32. NOTE: not `tl.load`: for that Triton would choose a layout, and then exchange registers between threads."""
+    if PLAIN:
+        a = tl.load(pointer)
+    else:
+        a = tl.inline_asm_elementwise(_LOAD4, "=r,l", [pointer], dtype=tl.int32, is_pure=True, pack=1)
+    return a
+
+
+@triton.jit
+def scaled(pair, scale, PLAIN: tl.constexpr):
+    """Both bf16 of a pair times a scale, which is rounded to bf16 first."""
+    if PLAIN:
+        scale = low((scale.to(tl.int32, bitcast=True) + 0x8000) >> 16)
+        near, far = (low(pair) * scale).to(tl.int32, bitcast=True), (high(pair) * scale).to(tl.int32, bitcast=True)
+        product = (((near + 0x8000) >> 16) & 0xFFFF) | ((far + 0x8000) & -65536)
+    else:
+        product = tl.inline_asm_elementwise(_SCALE, "=r,r,f", [pair, scale], dtype=tl.int32, is_pure=True, pack=1)
+    return product
+
+
+@triton.jit
+def low(pair):
+    """The first bf16 of a pair, in float32."""
+    return (pair << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def high(pair):
+    """The second bf16 of a pair, in float32."""
+    return (pair & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, PLAIN: tl.constexpr):
+    """C + a b for 16 rows, 16 columns of weights and 8 of x: a [R, 1, T], b [1, Q, T], c [R, Q, T]. Lane 4g + t holds
+
+    a0 (row g, columns 2t, 2t + 1), a1 (g + 8, 2t), a2 (g, 2t + 8), a3 (g + 8, 2t + 8), b0 (columns 2t, x g), b1 (2t + 8, g),
+    c0 c1 (row g, x 2t and 2t + 1), c2 c3 (row g + 8).
+    """  # noqa: D415
+    if PLAIN:
+        d0, d1 = _half(a0, a2, b0, b1, c0, c1)
+        d2, d3 = _half(a1, a3, b0, b1, c2, c3)
+    else:
+        d0, d1, d2, d3 = tl.inline_asm_elementwise(
+            _MMA,
+            "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+            [a0, a1, a2, a3, b0, b1, c0, c1, c2, c3],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    return d0, d1, d2, d3
+
+
+@triton.jit
+def _half(a, a_far, b, b_far, c, c_next):
+    """Eight rows of `mma`, in Triton."""
+    rows: tl.constexpr = a.shape[0]
+    tokens: tl.constexpr = b.shape[1]
+    warps: tl.constexpr = a.shape[2] // 32
+    a, a_far = tl.reshape(a, (rows, 1, warps, 8, 1, 4)), tl.reshape(a_far, (rows, 1, warps, 8, 1, 4))
+    b, b_far = tl.reshape(b, (1, tokens, warps, 1, 8, 4)), tl.reshape(b_far, (1, tokens, warps, 1, 8, 4))
+    products = low(a) * low(b) + high(a) * high(b) + low(a_far) * low(b_far) + high(a_far) * high(b_far)
+    even, odd = tl.split(tl.reshape(tl.sum(products, axis=5), (rows, tokens, warps, 8, 4, 2)))
+    return c + tl.reshape(even, (rows, tokens, warps * 32)), c_next + tl.reshape(odd, (rows, tokens, warps * 32))

@@ -1,0 +1,105 @@
+"""Which tokens go to which experts, decided and sorted on the device. Knows logits of the router; no count reaches the host.
+
+order   [T * k] int32       assignments (token * k + place) in the order of their experts: a *slot* is a place in it
+blocks  [blocks, 3] int32   expert, first slot and number of slots, at most `size` of them; expert -1 is a block of none
+shares  [T * k] float32     of each assignment
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+MOST_TOKENS = 1024  # that one program sorts
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The plan of a step's tokens for one layer."""
+
+    order: torch.Tensor
+    blocks: torch.Tensor
+    shares: torch.Tensor
+
+
+def most_blocks(num_assignments: int, num_experts: int, size: int) -> int:
+    """Blocks that any distribution of assignments needs at most."""
+    return min(num_assignments, (num_assignments + min(num_experts, num_assignments) * (size - 1)) // size)
+
+
+def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
+    """The routing of tokens with these logits [T, E], T up to `MOST_TOKENS`; shares are rounded to the dtype of `logits`."""
+    num_tokens, num_experts = logits.shape
+    count = num_tokens * top_k
+    num_blocks = most_blocks(count, num_experts, size)
+    device = logits.device
+    routing = Routing(
+        torch.empty(count, dtype=torch.int32, device=device),
+        torch.empty(num_blocks, 3, dtype=torch.int32, device=device),
+        torch.empty(count, device=device),
+    )
+    tokens = max(16, triton.next_power_of_2(num_tokens))
+    route_kernel[(1,)](
+        logits, routing.order, routing.blocks, routing.shares, num_tokens, num_experts, top_k, size, num_blocks,
+        TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
+        BLOCKS=max(2, triton.next_power_of_2(num_blocks)), num_warps=max(1, min(8, tokens * top_k // 64)),
+    )  # fmt: skip
+    return routing
+
+
+def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
+    """The twin of `route`."""
+    likes, chosen = torch.softmax(logits, dim=-1, dtype=torch.float32).topk(top_k)
+    shares = (likes / likes.sum(dim=-1, keepdim=True)).to(logits.dtype).float()
+    order = chosen.flatten().argsort(stable=True)
+    blocks, start = [], 0
+    for expert, count in enumerate(chosen.flatten().bincount(minlength=logits.shape[1]).tolist()):
+        blocks += [[expert, start + done, min(size, count - done)] for done in range(0, count, size)]
+        start += count
+    blocks += [[-1, 0, 0]] * (most_blocks(chosen.numel(), logits.shape[1], size) - len(blocks))
+    return Routing(order.int(), torch.tensor(blocks, dtype=torch.int32, device=logits.device), shares.flatten())
+
+
+@triton.jit
+def route_kernel(
+    logits, order, blocks, shares, num_tokens,
+    num_experts: tl.constexpr, TOP_K: tl.constexpr, SIZE: tl.constexpr, num_blocks: tl.constexpr,
+    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """See `route`. One program; capitals are the next powers of two."""
+    token, expert, place = tl.arange(0, TOKENS), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
+    inside = (token < num_tokens)[:, None]
+    left = logits + tl.minimum(token, num_tokens - 1)[:, None] * num_experts + expert[None, :]
+    left = tl.load(left, mask=(expert < num_experts)[None, :], other=float("-inf")).to(tl.float32)
+    best = tl.max(left, axis=1)
+    chosen = tl.full((TOKENS, PLACES), -1, tl.int32)
+    likes = tl.zeros((TOKENS, PLACES), tl.float32)
+    for index in tl.static_range(TOP_K):
+        found = tl.argmax(left, axis=1)[:, None]
+        like = tl.exp(tl.max(left, axis=1) - best)[:, None]
+        here = (place == index)[None, :]
+        chosen, likes = tl.where(here & inside, found, chosen), tl.where(here, like, likes)
+        left = tl.where(expert[None, :] == found, float("-inf"), left)
+    likes = (likes / tl.sum(likes, axis=1)[:, None]).to(logits.dtype.element_ty).to(tl.float32)
+    assignment = token[:, None] * TOP_K + place[None, :]
+    tl.store(shares + assignment, likes, mask=inside & (place < TOP_K)[None, :])
+
+    chosen, assignment = tl.reshape(chosen, (TOKENS * PLACES,)), tl.reshape(assignment, (TOKENS * PLACES,))
+    block = tl.arange(0, BLOCKS)
+    start, done = 0, 0
+    for one in range(num_experts):
+        hit = (chosen == one).to(tl.int32)
+        count = tl.sum(hit, axis=0)
+        tl.store(order + start + tl.cumsum(hit, axis=0) - 1, assignment, mask=hit == 1)
+        num = (count + SIZE - 1) // SIZE
+        mine, skipped = (block >= done) & (block < done + num), (block - done) * SIZE
+        tl.store(blocks + block * 3, tl.zeros_like(block) + one, mask=mine)
+        tl.store(blocks + block * 3 + 1, start + skipped, mask=mine)
+        tl.store(blocks + block * 3 + 2, tl.minimum(count - skipped, SIZE), mask=mine)
+        start += count
+        done += num
+    empty = (block >= done) & (block < num_blocks)
+    tl.store(blocks + block * 3, tl.full((BLOCKS,), -1, tl.int32), mask=empty)
+    tl.store(blocks + block * 3 + 1, tl.zeros_like(block), mask=empty)
+    tl.store(blocks + block * 3 + 2, tl.zeros_like(block), mask=empty)
