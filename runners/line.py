@@ -3,8 +3,8 @@
 WaitingLine   one slot:     acquire ──▶ full? Overloaded ──▶ waits (num_waiting) ──▶ runs (num_running) ──▶ release
 Admission     many slots:   enter   ──▶ full? Overloaded ──▶ in flight; who of them runs is the engine's business
 
-A full line still takes an owner who holds less than a share of it, so that nobody is refused because of what another has put in.
-It stretches by that: with k owners to at most 1 + 1/2 + ... + 1/k times its length.
+A full line still takes an owner who holds less than a share of it, so that nobody is refused because of what another has put
+in. It stretches by that: with k owners to at most 1 + 1/2 + ... + 1/k times its length.
 """
 
 import asyncio

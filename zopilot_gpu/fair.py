@@ -1,7 +1,7 @@
-"""Turns among owners: a queue in which nobody's place depends on how much the others have put in. Knows owners and order; no clock.
+"""Turns among owners: a queue in which nobody's place depends on how much the others have put in. Knows owners, no clock.
 
-Each owner has a line of its own, first come, first served. The next item is that of the owner with the least load, as the caller
-counts it; among equals, of the one whose last turn is the longest ago.
+Each owner has a line of its own, first come, first served. The next item is that of the owner with the least load, as the
+caller counts it; among equals, of the one whose last turn is the longest ago.
 """
 
 from collections import deque

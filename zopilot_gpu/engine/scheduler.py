@@ -8,8 +8,8 @@ Owners (a sequence's salt) are kept from starving each other, without a price fo
 
     waiting line   the next is of the owner with the fewest running
     slots, blocks  who holds less than a share and finds no room gets it from who holds more, by preemption
-    a step         of each owner at most as many tokens as of the one with the least to run, or as an empty step costs: so none is
-                   slowed by others beyond what as many equals would do; where that is too few for all of an owner's, in turns
+    a step         of each owner at most as many tokens as of the one with the least to run, or as an empty step costs, so that
+                   k owners slow one another at most k times; where that is too few for all of an owner's, these take turns
 """
 
 from collections import Counter
@@ -70,7 +70,6 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         """The next step; empty when nothing can run."""
-        self._turn += 1
         budget = self._max_step_tokens
         shares = self._shares()
         step: list[Scheduled] = []
@@ -118,6 +117,7 @@ class Scheduler:
 
     def _take(self, step: list[Scheduled], shares: dict[bytes, int], item: Scheduled) -> int:
         step.append(item)
+        self._turn += 1
         item.sequence.turn = self._turn
         if item.sequence.salt in shares:
             shares[item.sequence.salt] -= item.num_tokens

@@ -48,7 +48,7 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0  # prompt tokens that the prefix cache had when the sequence was first admitted
     num_preemptions: int = 0
-    turn: int = 0  # the scheduler's: the last of its steps that this was in
+    turn: int = 0  # the scheduler's: grows with every step that this is in
     _seen: NDArray[np.bool_] | None = None
     _num_seen: int = 0
 

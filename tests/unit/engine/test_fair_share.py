@@ -1,6 +1,6 @@
 """Two owners on one scheduler, one of them flooding: what the other waits, counted in the time of steps.
 
-The time of a step is modelled as a base and a constant for each token, which is what steps measured on a CPU and a GPU look like.
+The time of a step is modelled as a base and a constant for each token.
 """
 
 import random
