@@ -12,6 +12,7 @@ from zopilot_gpu.api import request
 from zopilot_gpu.api.auth import OPEN_PATHS, Auth
 from zopilot_gpu.api.disconnect import Disconnect
 from zopilot_gpu.api.failures import ErrorResponse, Failures
+from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.limits import Limits
 from zopilot_gpu.api.parse import ParsePrompt
 from zopilot_gpu.errors import InvalidRequest
@@ -41,7 +42,7 @@ def through_the_gate(app: ASGIApp, settings: Settings) -> ASGIApp:
     )
     app = Auth(
         app,
-        keys=[key.get_secret_value() for key in settings.api_key],
+        keys=ring_of(settings),
         open_paths=OPEN_PATHS | ({"/health"} if settings.health_check_public else frozenset()),
     )
     app = Failures(app)

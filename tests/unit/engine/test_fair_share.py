@@ -42,7 +42,7 @@ def latencies(it: Scheduler, *, num_flooding: int, flood_tokens: int, count: int
     """How long the quiet owner's requests take, one after the other, while the other keeps `num_flooding` in flight."""
     dice = random.Random(3)
     flood = list[Sequence]()
-    found = []
+    found = list[float]()
 
     def fill() -> None:
         while len(flood) < num_flooding:
