@@ -20,6 +20,9 @@ from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.fair import FairQueue
 
 
+_LINGER_STEPS = 16
+
+
 class TooLong(Exception):
     """A sequence could never fit into the pool, even alone."""
 
@@ -57,6 +60,7 @@ class Scheduler:
         self._max_running = max_running
         self._step_base_tokens = step_base_tokens
         self._turn = 0
+        self._steps_left: dict[bytes, int] = {}  # for which an owner still counts as being at work
 
     def add(self, sequence: Sequence) -> None:
         """Puts a new sequence in line.
@@ -124,10 +128,15 @@ class Scheduler:
         return item.num_tokens
 
     def _shares(self) -> dict[bytes, int]:
-        """The most tokens in this step of each owner; nothing for one who is alone."""
-        wanted: Counter[bytes] = Counter()
+        """The most tokens in this step of each owner; nothing for one who is alone.
+
+        Who has just left counts as at work for some steps: a caller that asks one thing after the other finds a short step going on.
+        """
+        wanted = Counter(dict.fromkeys(self._steps_left, 0))
         for sequence in (*self.running, *self.waiting):
             wanted[sequence.salt] += _num_missing(sequence)
+        self._steps_left = {owner: _LINGER_STEPS if wanted[owner] else self._steps_left[owner] - 1 for owner in wanted}
+        self._steps_left = {owner: left for owner, left in self._steps_left.items() if left}
         if len(wanted) < 2:
             return {}
         return dict.fromkeys(wanted, max(self._step_base_tokens, min(wanted.values())))
