@@ -62,7 +62,7 @@ async def ask(server: Server, seed: int) -> list[float]:
     took_s = []
     async with client(server, QUIET) as http:
         for number in range(NUM_ASKED):
-            context = {"vendor": f"Acme {seed}{number}", "total": f"{seed}{number}.40", "due_date": "2026-12-01", "currency": "EUR"}
+            context = {"vendor": f"Acme {seed}{number}", "total": f"{seed}{number}.40", "due_date": "2026-12-01"}
             began_s = time.monotonic()
             answer = await http.post("/prompt", json={"prompt": "Return all fields as JSON.", "context": context})
             took_s.append(time.monotonic() - began_s)
@@ -78,7 +78,8 @@ async def test_a_flood_of_one_key_at_most_doubles_the_p95_of_another(server: Ser
             flooded_s = await ask(server, 2 * attempt + 2)
         at = int(NUM_ASKED * 0.95)
         ratios.append(flooded_s[at] / alone_s[at])
-        told = f"p50 {alone_s[NUM_ASKED // 2]:.3f} -> {flooded_s[NUM_ASKED // 2]:.3f} s, p95 {alone_s[at]:.3f} -> {flooded_s[at]:.3f} s"
+        median = NUM_ASKED // 2
+        told = f"p50 {alone_s[median]:.3f} -> {flooded_s[median]:.3f} s, p95 {alone_s[at]:.3f} -> {flooded_s[at]:.3f} s"
         print(f"\n{told}; the flood: {statuses}")  # noqa: T201
         server.wait_for(lambda health: health["queue"]["num_running"] == 0)
         if ratios[-1] <= 2:

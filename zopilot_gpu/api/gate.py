@@ -1,6 +1,6 @@
 """The gate: what a request passes on its way to a route, in order. Knows settings; holds no logic of its own.
 
-Cors -> Failures -> Auth -> Limits -> ParsePrompt -> Disconnect -> the routes
+Cors -> Failures -> Auth -> Limits -> (Playground) -> ParsePrompt -> Disconnect -> the routes
 """
 
 from starlette.datastructures import Headers
@@ -15,6 +15,7 @@ from zopilot_gpu.api.failures import ErrorResponse, Failures
 from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.limits import Limits
 from zopilot_gpu.api.parse import ParsePrompt
+from zopilot_gpu.api.playground import PATHS, Playground
 from zopilot_gpu.errors import InvalidRequest
 from zopilot_gpu.settings import Settings, load_settings
 
@@ -33,6 +34,9 @@ class Gate:
 def through_the_gate(app: ASGIApp, settings: Settings) -> ASGIApp:
     """`app` behind the gate that `settings` describe."""
     app = ParsePrompt(Disconnect(app))
+    open_paths = OPEN_PATHS | ({"/health"} if settings.health_check_public else frozenset())
+    if settings.playground:
+        app, open_paths = Playground(app), open_paths | PATHS
     app = Limits(
         app,
         max_body_bytes=settings.max_body_bytes,
@@ -43,7 +47,7 @@ def through_the_gate(app: ASGIApp, settings: Settings) -> ASGIApp:
     app = Auth(
         app,
         keys=ring_of(settings),
-        open_paths=OPEN_PATHS | ({"/health"} if settings.health_check_public else frozenset()),
+        open_paths=open_paths,
     )
     app = Failures(app)
     return Cors(app, settings.allowed_origins) if settings.allowed_origins else app

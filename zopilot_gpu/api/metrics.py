@@ -14,7 +14,9 @@ from runners.base import EngineStats, RunnerState
 from zopilot_gpu.events import Done, Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_ROUTES = frozenset({"/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"})
+_ROUTES = frozenset(
+    {"/playground", "/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"}
+)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 REGISTRY = CollectorRegistry()

@@ -19,7 +19,6 @@ from zopilot_gpu.engine.blocks import BlockPool, chunks_of
 from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.fair import FairQueue
 
-
 _LINGER_STEPS = 16
 
 
@@ -130,7 +129,7 @@ class Scheduler:
     def _shares(self) -> dict[bytes, int]:
         """The most tokens in this step of each owner; nothing for one who is alone.
 
-        Who has just left counts as at work for some steps: a caller that asks one thing after the other finds a short step going on.
+        Who has just left counts for some steps more: a caller that asks one thing after the other finds a short step going on.
         """
         wanted = Counter(dict.fromkeys(self._steps_left, 0))
         for sequence in (*self.running, *self.waiting):
