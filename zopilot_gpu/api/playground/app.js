@@ -191,6 +191,7 @@ async function run() {
   $("stop-run").disabled = false;
   $("run").disabled = true;
   $("output").classList.add("live");
+  bringIntoView($("answer-title"));
   const entry = { body, fields: fieldsNow(), at: new Date(), reply: "", failed: false };
   const began = performance.now();
   let first = 0;
@@ -220,7 +221,7 @@ async function run() {
     const [sentence, fine] = wasStopped ? ["Stopped.", ""] : Array.isArray(problem) ? problem : ["The service could not be reached.", ""];
     entry.failed = !wasStopped;
     entry.reply = wasStopped ? `Stopped: ${entry.reply}` : sentence;
-    if (wasStopped) figure("finish", "you");
+    if (wasStopped) figure("finish", "stopped by you");
     else showError(sentence, fine);
     $("announce").textContent = wasStopped ? "Stopped." : "";
   } finally {
@@ -231,6 +232,11 @@ async function run() {
     figure("took", ...seconds((entry.ms = performance.now() - began)));
     remember(entry);
   }
+}
+
+function bringIntoView(title) {
+  const { top } = title.getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.6) title.closest("section").scrollIntoView({ behavior: "smooth", block: "start" });
 }
 
 function write(text) {
@@ -246,7 +252,7 @@ function finish({ output, metadata }, total, writing, entry) {
   figure("prompt-tokens", String(usage.prompt_tokens), usage.cached_tokens ? `tokens, ${usage.cached_tokens} cached` : "tokens");
   figure("answer-tokens", String(usage.completion_tokens), usage.completion_tokens === 1 ? "token" : "tokens");
   figure("speed", pace(usage.completion_tokens - 1, writing), "tokens/s");
-  figure("finish", metadata.finish_reason === "stop" ? "its end" : "the token limit");
+  figure("finish", metadata.finish_reason);
   $("announce").textContent = `Done: ${usage.completion_tokens} tokens in ${seconds(total).join(" ")}.`;
 }
 
