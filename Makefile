@@ -6,7 +6,7 @@ LOCKS := requirements/tools.lock.txt requirements/dev.lock.txt
 export BENTOML_DO_NOT_TRACK = True
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo serve test lint types lock bento clean
+.PHONY: setup demo serve test browser lint types lock bento clean
 
 setup: .venv/ready ## the virtual environment, exactly as locked
 
@@ -25,6 +25,9 @@ serve: setup ## serve the real model from the mounted cache on 127.0.0.1
 
 test: setup ## all tests
 	$(BIN)/python -m pytest
+
+browser: setup ## the playground in a real browser; needs chromium (CHROMIUM=/path/to/it)
+	$(BIN)/python -m pytest tests/browser/check_playground.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ _log = log.get(__name__)
 _MAX_RUNNING = 64
 _MAX_STEP_TOKENS = 512
 _POOL_TOKENS = 256 * 1024
-_STEP_BASE_TOKENS = {"cpu": 3, "cuda": 64}  # docs/decisions/012-keys-and-fairness.md
+_STEP_BASE_TOKENS = {"cpu": 2, "cuda": 64}  # docs/decisions/012-keys-and-fairness.md
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
 
 

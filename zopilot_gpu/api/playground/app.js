@@ -294,11 +294,12 @@ const bytes = (count) => `${(count / 2 ** 30).toFixed(1)} GiB`;
 
 function describe(health) {
   const { model, queue, gpu } = health;
-  if (health.status === "loading") return `${model.model}: ${model.step}, ${Math.round(model.progress * 100)}%`;
+  const name = model.model.split("/").pop();
+  if (health.status === "loading") return `${name}: ${model.step}, ${Math.round(model.progress * 100)}%`;
   if (health.status !== "ok") return health.problem || "The model is not available.";
   const place = gpu ? `${gpu.name}, ${bytes(gpu.memory_used_bytes)} of ${bytes(gpu.memory_total_bytes)}` : model.device.toUpperCase();
   const busy = queue.num_running || queue.num_waiting ? ` · ${queue.num_running} running, ${queue.num_waiting} waiting` : "";
-  return `${model.model} on ${place}${busy}`;
+  return `${name} on ${place}${busy}`;
 }
 
 function showState(status, text, progress) {
