@@ -42,8 +42,8 @@ async def test_it_asks_streams_shows_and_stops(server: Server) -> None:
             assert any(letter.isdigit() for letter in await page.text(figure)), figure
 
         await page.js(
-            "window.seen = new Set(); new MutationObserver(() => seen.add(document.getElementById('output').textContent.length))"
-            ".observe(document.getElementById('output'), {childList: true})"
+            "window.seen = new Set(); const output = document.getElementById('output');"
+            "new MutationObserver(() => seen.add(output.textContent.length)).observe(output, {childList: true})"
         )
         await run(page, "Return all fields as JSON.", MANY)
         await page.until("document.getElementById('output').textContent.length > 20")

@@ -1,6 +1,7 @@
 """A headless Chromium over its debugging protocol. Knows one page at a time: what it shows, asks for and complains of."""
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -12,17 +13,8 @@ from typing import Any
 
 import aiohttp
 
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--remote-debugging-port=0",
-]
+FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --remote-debugging-port=0""".split()  # noqa: SIM905  (as one would type them)
 
 
 class Page:
@@ -31,6 +23,7 @@ class Page:
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._answers: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count(1)
         self.urls: list[str] = []
         self.complaints: list[str] = []
         self._reader = asyncio.create_task(self._read())
@@ -51,7 +44,7 @@ class Page:
                 self.complaints.append(str(params["args"]))
 
     async def send(self, method: str, **params: Any) -> Any:
-        number = len(self.urls) * 1_000_000 + id(params) % 1_000_000
+        number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         waiting = self._answers[number]
         await self._socket.send_json({"id": number, "method": method, "params": params})
@@ -72,7 +65,7 @@ class Page:
 
     async def until(self, expression: str, timeout_s: float = 20) -> None:
         async with asyncio.timeout(timeout_s):
-            while not await self.js(expression):
+            while not await self.js(expression):  # noqa: ASYNC110
                 await asyncio.sleep(0.03)
 
     async def fill(self, field: str, text: str) -> None:
@@ -114,7 +107,7 @@ async def browsing(url: str) -> AsyncIterator[Page]:
         try:
             found = Path(profile) / "DevToolsActivePort"
             async with asyncio.timeout(30):
-                while not (found.exists() and found.read_text().count("\n")):
+                while not (found.exists() and found.read_text().count("\n")):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             port = found.read_text().split()[0]
             async with aiohttp.ClientSession() as session:
