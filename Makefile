@@ -6,7 +6,7 @@ LOCKS := requirements/tools.lock.txt requirements/dev.lock.txt
 export BENTOML_DO_NOT_TRACK = True
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo serve test gpu lint types lock bento clean
+.PHONY: setup demo serve test gpu browser lint types lock bento clean
 
 setup: .venv/ready ## the virtual environment, exactly as locked
 
@@ -28,6 +28,9 @@ test: setup ## all tests
 
 gpu: setup ## the tests that need a GPU: kernels on the card, and a model by them
 	$(BIN)/python -m pytest tests/gpu
+
+browser: setup ## the playground in a real browser; needs chromium (CHROMIUM=/path/to/it)
+	$(BIN)/python -m pytest tests/browser/check_playground.py
 
 lint: setup
 	$(BIN)/ruff check .

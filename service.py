@@ -15,7 +15,9 @@ from runners.base import Runner
 from zopilot_gpu import log
 from zopilot_gpu.api import health, prompt
 from zopilot_gpu.api.gate import Gate
+from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.patch import without_timers
+from zopilot_gpu.api.quota import Quota
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
@@ -37,7 +39,7 @@ class ZopilotGPU:
     def __init__(self) -> None:
         self._settings = load_settings()
         log.configure(self._settings.log_level)
-        self._runner = BackgroundRunner(self._settings)
+        self._runner = Quota(BackgroundRunner(self._settings), ring_of(self._settings))
         _made.append(self._runner)
 
     @bentoml.api(route="/prompt", input_spec=PromptRequest, output_spec=PromptResponse)
@@ -59,7 +61,7 @@ class ZopilotGPU:
     def refuse_to_start_without_settings() -> None:
         """Runs once before any worker: a wrong environment ends the start with one sentence."""
         try:
-            load_settings()
+            ring_of(load_settings())
         except SettingsError as error:
             print(f"zopilot-gpu: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -98,7 +98,7 @@ class BackgroundRunner:
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         """See `Runner.generate`."""
         loaded = self._ready()
-        loaded.backend.refuse_when_full()  # before the tokenizer's work is spent on it
+        loaded.backend.refuse_when_full(job.owner)  # before the tokenizer's work is spent on it
         ids = await asyncio.to_thread(loaded.template.encode, job.prompt, job.context)
         room = loaded.window - len(ids)
         if room < 1:

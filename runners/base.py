@@ -100,8 +100,8 @@ class Backend(Protocol):
         """How it is. Never blocks and never calls the device."""
         ...
 
-    def refuse_when_full(self) -> None:
-        """Raises `Overloaded` where `generate` would."""
+    def refuse_when_full(self, owner: bytes) -> None:
+        """Raises `Overloaded` where `generate` would for a job of `owner`."""
         ...
 
     def generate(self, job: Job, ids: list[int], max_tokens: int) -> AsyncGenerator[Event, None]:

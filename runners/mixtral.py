@@ -36,6 +36,7 @@ _log = log.get(__name__)
 _MAX_RUNNING = 64
 _MAX_STEP_TOKENS = 512
 _POOL_TOKENS = 256 * 1024
+_STEP_BASE_TOKENS = {"cpu": 2, "cuda": 64}  # docs/decisions/012-keys-and-fairness.md
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
 
 
@@ -64,7 +65,9 @@ class MixtralBackend:
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
         _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
         pool = BlockPool(size.num_blocks, BLOCK_SIZE)
-        scheduler = Scheduler(pool, max_step_tokens=_MAX_STEP_TOKENS, max_running=_MAX_RUNNING)
+        scheduler = Scheduler(
+            pool, max_step_tokens=_MAX_STEP_TOKENS, max_running=_MAX_RUNNING, step_base_tokens=_STEP_BASE_TOKENS[where.type]
+        )
         engine = Engine(model, make_pools(config, size, dtype, where), scheduler)
         self._warm_up(engine, tokenizer)
         self._engine = engine
@@ -96,13 +99,13 @@ class MixtralBackend:
             num_failures=loop.num_failures,
         )
 
-    def refuse_when_full(self) -> None:
+    def refuse_when_full(self, owner: bytes) -> None:
         """See `Backend.refuse_when_full`."""
-        self._admission.refuse_when_full()
+        self._admission.refuse_when_full(owner=owner)
 
     async def generate(self, job: Job, ids: list[int], max_tokens: int) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
-        with self._admission.enter(len(ids) + max_tokens):
+        with self._admission.enter(len(ids) + max_tokens, job.owner):
             grammar = await self._grammars.of(job.json_schema)
             seed = secrets.randbits(63) if job.sampling.seed is None else job.sampling.seed
             sequence = Sequence(

@@ -64,14 +64,14 @@ class PlainBackend:
         """See `Backend.state`."""
         return BackendState(self._line.num_running, self._line.num_waiting, self._problem, *self._memory)
 
-    def refuse_when_full(self) -> None:
+    def refuse_when_full(self, owner: bytes) -> None:
         """See `Backend.refuse_when_full`."""
-        self._line.refuse_when_full()
+        self._line.refuse_when_full(owner)
 
     async def generate(self, job: Job, ids: list[int], max_tokens: int) -> AsyncGenerator[Event, None]:
         """See `Backend.generate`."""
         grammar = await self._grammars.of(job.json_schema)
-        await self._line.acquire(job.deadline_s)
+        await self._line.acquire(job.deadline_s, job.owner)
         answer = Answer(self._tokenizer, self._lm.eos_ids, job.stop)
         work = partial(self._lm.continue_ids, ids, max_tokens, job.sampling, grammar=grammar)
         generation = _Generation(work, answer, job, len(ids), self._stopping)

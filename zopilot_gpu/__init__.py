@@ -2,7 +2,7 @@
 
 The floors, from the ground up; imports only go down (`tests/house/test_floors.py` holds it):
 
-    0  settings errors events log      standard library, pydantic and structlog only
+    0  settings errors events fair log standard library, pydantic and structlog only
     1  model                           tensors in, tensors out
     2  engine  store  text             token ids, files, text; strangers to each other
     3  runners/                        the only place where store, text, engine and model meet

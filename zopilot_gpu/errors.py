@@ -5,6 +5,7 @@
     ├── Unauthorised                 api_key_missing             401
     ├── Forbidden                    api_key_invalid             403
     ├── Overloaded                   overloaded                  429 + Retry-After
+    ├── RateLimited                  rate_limited                429 + Retry-After
     ├── ModelLoading                 model_loading               503 + Retry-After
     ├── ModelUnavailable             model_unavailable           503
     ├── OutOfMemory                  out_of_memory               503 + Retry-After
@@ -70,6 +71,14 @@ class Overloaded(ServiceError):
     code = "overloaded"
     status = 429
     message = "The waiting line is full. Try again later."
+
+
+class RateLimited(ServiceError):
+    """A key has used what it may."""
+
+    code = "rate_limited"
+    status = 429
+    message = "This key has used what it may. Try again later."
 
 
 class ModelLoading(ServiceError):

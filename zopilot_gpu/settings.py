@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 DEMO_MODEL = "demo"
 MAX_REQUEST_TIMEOUT_S = 3600
 NO_KEY = (
-    "No API key is set. Set ZOPILOT_GPU_API_KEY to one or several keys, comma-separated, "
+    "No API key is set. Set ZOPILOT_GPU_API_KEY to one or several keys, comma-separated, or ZOPILOT_GPU_KEYS_FILE, "
     "or set ZOPILOT_GPU_ALLOW_ANONYMOUS=true to let anybody who reaches the port use the model."
 )
 
@@ -31,6 +31,9 @@ class Settings(BaseSettings):
 
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         default=(), description="One or several API keys, comma-separated. Without one the service refuses to start."
+    )
+    keys_file: Path | None = Field(
+        default=None, description="A TOML or JSON file of named keys with limits, read again when it changes (see operations)."
     )
     allow_anonymous: bool = Field(
         default=False, description="`true` serves every caller without a key. Only for a port that nobody else reaches."
@@ -77,6 +80,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="Where the model runs. `auto`: the GPU when torch can use one, else the CPU."
     )
+    playground: bool = Field(
+        default=True, description="`false` takes the page `GET /playground` away. It is open, and holds nothing but itself."
+    )
     max_context_tokens: int = Field(
         default=32768,
         ge=16,
@@ -111,7 +117,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _a_key_or_a_decision(self) -> Self:
-        if not self.api_key and not self.allow_anonymous:
+        if not self.api_key and not self.keys_file and not self.allow_anonymous:
             raise ValueError(NO_KEY)
         return self
 

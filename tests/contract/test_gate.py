@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import KEY, Serve, Server
 from zopilot_gpu.api.auth import OPEN_PATHS
+from zopilot_gpu.api.playground import PATHS
 
 ROUTES = {
     "/": "GET",
@@ -21,6 +22,10 @@ ROUTES = {
     "/livez": "GET",
     "/metrics": "GET",
     "/ping": "GET",
+    "/playground": "GET",
+    "/playground/app.js": "GET",
+    "/playground/icon.svg": "GET",
+    "/playground/style.css": "GET",
     "/prompt": "POST",
     "/readyz": "GET",
     "/schema.json": "GET",
@@ -28,7 +33,7 @@ ROUTES = {
     "/unknown": "GET",
     "/warmup": "POST",
 }
-OPEN = OPEN_PATHS | {"/health"}
+OPEN = OPEN_PATHS | PATHS | {"/health"}
 WRONG_KEYS: list[dict[str, Any]] = [
     {"X-API-Key": "wrong"},
     {"X-API-Key": KEY[:-1]},

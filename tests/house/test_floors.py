@@ -14,7 +14,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 OURS = ("service.py", "runners", "zopilot_gpu")
-FLOOR_0 = ("zopilot_gpu", "zopilot_gpu.settings", "zopilot_gpu.errors", "zopilot_gpu.events", "zopilot_gpu.log")
+FLOOR_0 = (
+    "zopilot_gpu",
+    "zopilot_gpu.settings",
+    "zopilot_gpu.errors",
+    "zopilot_gpu.events",
+    "zopilot_gpu.fair",
+    "zopilot_gpu.log",
+)
 TENSORS = frozenset({"torch", "transformers", "bitsandbytes", "accelerate", "tokenizers", "safetensors", "sentencepiece"})
 HEAVY = TENSORS | {"huggingface_hub"}
 
@@ -38,6 +45,7 @@ RULES = {
     "zopilot_gpu.settings": _FLOOR_0,
     "zopilot_gpu.errors": _FLOOR_0,
     "zopilot_gpu.events": _FLOOR_0,
+    "zopilot_gpu.fair": _FLOOR_0,
     "zopilot_gpu.log": _FLOOR_0,
     "zopilot_gpu.model": Rule(FLOOR_0),
     "zopilot_gpu.engine": Rule((*FLOOR_0, "zopilot_gpu.model")),

@@ -31,6 +31,7 @@ def revealed(secrets: tuple[SecretStr, ...]) -> list[str]:
 def test_defaults() -> None:
     assert load(ZOPILOT_GPU_API_KEY="k").model_dump() == {
         "api_key": (SecretStr("k"),),
+        "keys_file": None,
         "allow_anonymous": False,
         "health_check_public": True,
         "allowed_origins": (),
@@ -42,6 +43,7 @@ def test_defaults() -> None:
         "allow_download": False,
         "runner": "auto",
         "device": "auto",
+        "playground": True,
         "max_context_tokens": 32768,
         "max_waiting": 32,
         "max_waiting_tokens": 262_144,

@@ -1,18 +1,15 @@
-"""Who may call what. Knows SHA-256 digests of keys; refuses everything that is not on the open list.
+"""Who may call what. Knows the key ring; refuses everything that is not on the open list.
 
 A key travels as `X-API-Key: KEY` or `Authorization: Bearer KEY`. `X-API-Key` wins where both are sent: behind RunPod's
 load balancer the Bearer token is RunPod's own. A header that is sent twice is refused later, by `api.limits`.
 """
-
-import hashlib
-import hmac
-from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zopilot_gpu.api import request
 from zopilot_gpu.api.failures import ErrorResponse
+from zopilot_gpu.api.keys import KeyRing, digest_of
 from zopilot_gpu.errors import Forbidden, Unauthorised
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/ping"})
@@ -22,13 +19,13 @@ class Auth:
     """Lets a request through with a valid key, or to an open path.
 
     Args:
-        keys: the valid keys. None at all means that anonymous use was allowed on purpose.
+        keys: the valid keys; an open ring lets everybody in.
         open_paths: paths that need no key, compared with `scope["path"]` as it is.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Iterable[str], open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, open_paths: frozenset[str]) -> None:
         self.app = app
-        self._digests = [_digest(key.encode()) for key in keys]
+        self._keys = keys
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,22 +38,15 @@ class Auth:
             return
         key = _sent_key(Headers(scope=scope))
         info = request.current()
-        digest = _digest(key or b"")
-        info.authorised = not self._digests or (key is not None and self._is_valid(digest))
-        info.owner = digest if self._digests else b""
+        found = self._keys.find(digest_of(key or b""))
+        info.authorised = self._keys.is_open or (key is not None and found is not None)
+        if key is not None and found is not None:
+            info.owner, info.key_name = found.owner, found.name
         if info.authorised or scope["path"] in self._open_paths:
             await self.app(scope, receive, send)
         else:
             refusal = Unauthorised() if key is None else Forbidden()
             await ErrorResponse(refusal)(scope, receive, send)
-
-    def _is_valid(self, digest: bytes) -> bool:
-        # NOTE: no early exit; every digest is compared, in constant time, whichever matches.
-        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
 
 
 def _sent_key(headers: Headers) -> bytes | None:

@@ -91,6 +91,7 @@ class Failures:
                     path=scope["path"][:200],
                     status=exchange.status,
                     seconds=round(elapsed_s, 4),
+                    **({"key": info.key_name} if info.key_name else {}),
                 )
 
 

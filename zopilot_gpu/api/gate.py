@@ -1,6 +1,6 @@
 """The gate: what a request passes on its way to a route, in order. Knows settings; holds no logic of its own.
 
-Cors -> Failures -> Auth -> Limits -> ParsePrompt -> Disconnect -> the routes
+Cors -> Failures -> Auth -> Limits -> (Playground) -> ParsePrompt -> Disconnect -> the routes
 """
 
 from starlette.datastructures import Headers
@@ -12,8 +12,10 @@ from zopilot_gpu.api import request
 from zopilot_gpu.api.auth import OPEN_PATHS, Auth
 from zopilot_gpu.api.disconnect import Disconnect
 from zopilot_gpu.api.failures import ErrorResponse, Failures
+from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.limits import Limits
 from zopilot_gpu.api.parse import ParsePrompt
+from zopilot_gpu.api.playground import PATHS, Playground
 from zopilot_gpu.errors import InvalidRequest
 from zopilot_gpu.settings import Settings, load_settings
 
@@ -32,6 +34,9 @@ class Gate:
 def through_the_gate(app: ASGIApp, settings: Settings) -> ASGIApp:
     """`app` behind the gate that `settings` describe."""
     app = ParsePrompt(Disconnect(app))
+    open_paths = OPEN_PATHS | ({"/health"} if settings.health_check_public else frozenset())
+    if settings.playground:
+        app, open_paths = Playground(app), open_paths | PATHS
     app = Limits(
         app,
         max_body_bytes=settings.max_body_bytes,
@@ -41,8 +46,8 @@ def through_the_gate(app: ASGIApp, settings: Settings) -> ASGIApp:
     )
     app = Auth(
         app,
-        keys=[key.get_secret_value() for key in settings.api_key],
-        open_paths=OPEN_PATHS | ({"/health"} if settings.health_check_public else frozenset()),
+        keys=ring_of(settings),
+        open_paths=open_paths,
     )
     app = Failures(app)
     return Cors(app, settings.allowed_origins) if settings.allowed_origins else app

@@ -11,10 +11,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from runners.base import EngineStats, RunnerState
-from zopilot_gpu.events import Done
+from zopilot_gpu.events import Done, Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_ROUTES = frozenset({"/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"})
+_ROUTES = frozenset(
+    {"/playground", "/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"}
+)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 REGISTRY = CollectorRegistry()
@@ -39,6 +41,18 @@ _tokens = Counter(
     "zopilot_gpu_tokens", "Tokens of finished answers, by kind: prompt, cached, completion.", ["kind"], registry=REGISTRY
 )
 _finished = Counter("zopilot_gpu_finished", "Finished answers, by reason: stop, length.", ["reason"], registry=REGISTRY)
+_key_requests = Counter(
+    "zopilot_gpu_key_requests",
+    "Answers asked for, by the key's name and outcome: done, refused, failed, left.",
+    ["key", "outcome"],
+    registry=REGISTRY,
+)
+_key_tokens = Counter(
+    "zopilot_gpu_key_tokens",
+    "Tokens of finished answers, by the key's name and kind: prompt, cached, completion.",
+    ["key", "kind"],
+    registry=REGISTRY,
+)
 _running = Gauge("zopilot_gpu_running", "Requests being generated.", registry=REGISTRY)
 _waiting = Gauge("zopilot_gpu_waiting", "Requests in the waiting line.", registry=REGISTRY)
 _ready = Gauge("zopilot_gpu_ready", "1 when the model answers.", registry=REGISTRY)
@@ -64,7 +78,7 @@ class _Engine(Collector):
             ("prefix_hits", "Requests whose beginning was found in the KV pool.", now.num_prefix_hits),
             (
                 "preemptions",
-                "Times that a request gave its blocks up to an older one, to be computed again.",
+                "Times that a request gave its blocks up to another one, to be computed again.",
                 now.num_preemptions,
             ),
             ("aborts", "Requests ended because the caller left or an answer was complete early.", now.num_aborts),
@@ -97,6 +111,18 @@ def observe_done(done: Done, seconds: float) -> None:
     _tokens.labels("prompt").inc(done.usage.prompt_tokens)
     _tokens.labels("cached").inc(done.usage.cached_tokens)
     _tokens.labels("completion").inc(done.usage.completion_tokens)
+
+
+def observe_key_request(name: str, outcome: str) -> None:
+    """Counts an answer that a key asked for: `done`, `refused`, `failed`, or `left` by its caller. Names are the operator's."""
+    _key_requests.labels(name, outcome).inc()
+
+
+def observe_key_tokens(name: str, usage: Usage) -> None:
+    """Counts the tokens of an answer that a key got."""
+    _key_tokens.labels(name, "prompt").inc(usage.prompt_tokens)
+    _key_tokens.labels(name, "cached").inc(usage.cached_tokens)
+    _key_tokens.labels(name, "completion").inc(usage.completion_tokens)
 
 
 def render(state: RunnerState) -> bytes:

@@ -14,12 +14,16 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(slots=True)
 class RequestInfo:
-    """What is known of it: since when it is here (`time.monotonic()`), whether the key was right, and whose that is."""
+    """What is known of it: since when it is here (`time.monotonic()`), whether the key was right, and whose that is.
+
+    `owner` marks what belongs to the key; `key_name` is for logs. Both are empty without a key.
+    """
 
     request_id: str
     arrived_s: float = field(default_factory=time.monotonic)
     authorised: bool = False
     owner: bytes = b""
+    key_name: str = ""
 
 
 _current: ContextVar[RequestInfo] = ContextVar("zopilot_gpu_request")

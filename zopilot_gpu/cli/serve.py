@@ -63,9 +63,13 @@ def _key() -> str | None:
         if str(error) != NO_KEY:
             typer.echo(f"zopilot-gpu: {error}", err=True)
             raise typer.Exit(2) from None
-        os.environ["ZOPILOT_GPU_API_KEY"] = secrets.token_urlsafe(24)
-        return os.environ["ZOPILOT_GPU_API_KEY"]
-    return settings.api_key[0].get_secret_value() if settings.api_key else None
+    else:
+        if settings.api_key:
+            return settings.api_key[0].get_secret_value()
+        if settings.keys_file is None:
+            return None
+    os.environ["ZOPILOT_GPU_API_KEY"] = secrets.token_urlsafe(24)
+    return os.environ["ZOPILOT_GPU_API_KEY"]
 
 
 def _wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]") -> bool:

@@ -28,7 +28,7 @@ class Sequence:
         sampling: how its tokens are drawn.
         seed: of its draws; two sequences with the same seed, prompt and parameters say the same.
         stop_ids: tokens that end it; the one that did is its last output.
-        salt: keeps prefix-cache entries of different owners apart.
+        salt: whose it is: keeps prefix-cache entries of different owners apart, and shares of a step.
         deadline_s: a reading of `time.monotonic()`.
         grammar: what its output has to keep; it moves on with the output.
     """
@@ -48,6 +48,7 @@ class Sequence:
     num_computed: int = 0
     num_cached: int = 0  # prompt tokens that the prefix cache had when the sequence was first admitted
     num_preemptions: int = 0
+    turn: int = 0  # the scheduler's: grows with every step that this is in
     _seen: NDArray[np.bool_] | None = None
     _num_seen: int = 0
 

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zopilot_gpu.api import request
 from zopilot_gpu.api.auth import OPEN_PATHS, Auth
 from zopilot_gpu.api.failures import Failures
+from zopilot_gpu.api.keys import KeyRing
 
 KEYS = ["key-one", "key-two", "schlüssel", "clé-à", "key-Å"]
 Headers = list[tuple[bytes, bytes]]
@@ -21,7 +22,7 @@ async def tells_authorised(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def gate(keys: list[str] | None = None) -> ASGIApp:
-    return Failures(Auth(tells_authorised, keys=KEYS if keys is None else keys, open_paths=OPEN_PATHS))
+    return Failures(Auth(tells_authorised, keys=KeyRing.of(KEYS if keys is None else keys), open_paths=OPEN_PATHS))
 
 
 def own(key: bytes) -> Headers:
@@ -151,5 +152,5 @@ async def test_lifespan_passes() -> None:
     async def nothing(*_: Any) -> Any:
         pytest.fail("not for this test")
 
-    await Auth(app, keys=KEYS, open_paths=OPEN_PATHS)({"type": "lifespan"}, nothing, nothing)
+    await Auth(app, keys=KeyRing.of(KEYS), open_paths=OPEN_PATHS)({"type": "lifespan"}, nothing, nothing)
     assert seen == ["lifespan"]

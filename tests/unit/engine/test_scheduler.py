@@ -100,7 +100,7 @@ def test_a_known_prefix_is_shared_but_for_the_last_token() -> None:
     twin, longer, other_owner = sequence(12), sequence(14), sequence(12, salt=b"another key")
     for one in (twin, longer, other_owner):
         it.add(one)
-    assert [item.num_tokens for item in it.schedule()] == [4, 2, 12]
+    assert {item.sequence: item.num_tokens for item in it.schedule()} == {twin: 4, longer: 2, other_owner: 12}
     assert (twin.num_cached, longer.num_cached, other_owner.num_cached) == (8, 12, 0)
     assert twin.block_ids[:2] == longer.block_ids[:2]
 

@@ -196,6 +196,65 @@ async def test_cancellation_and_deadlines_at_any_moment_never_lose_the_slot(seed
     line.release()
 
 
+async def test_owners_take_turns_however_many_each_has_put_in() -> None:
+    line, order = WaitingLine(100), []
+    await line.acquire(soon(), b"a")
+
+    async def take(owner: bytes, number: int) -> None:
+        await line.acquire(soon(), owner)
+        order.append(f"{owner.decode()}{number}")
+        await asyncio.sleep(0)
+        line.release()
+
+    tasks = [asyncio.create_task(take(b"a", number)) for number in range(5)]
+    await turns()
+    tasks += [asyncio.create_task(take(b"b", number)) for number in range(2)]
+    await turns()
+    line.release()
+    await asyncio.gather(*tasks)
+    assert order == ["a0", "b0", "a1", "b1", "a2", "a3", "a4"]
+    assert counts(line) == (0, 0)
+
+
+async def test_a_line_that_one_owner_has_filled_still_takes_another_up_to_its_share() -> None:
+    line = WaitingLine(4)
+    await line.acquire(soon(), b"a")
+    waiters = [asyncio.create_task(line.acquire(soon(), b"a")) for _ in range(4)]
+    await turns()
+    with pytest.raises(Overloaded):
+        line.refuse_when_full(b"a")
+    waiters += [asyncio.create_task(line.acquire(soon(), b"b")) for _ in range(2)]
+    await turns()
+    assert line.num_waiting == 6
+    for owner in (b"a", b"b"):
+        with pytest.raises(Overloaded):
+            line.refuse_when_full(owner)
+    line.refuse_when_full(b"c")
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.gather(*waiters, return_exceptions=True)
+    assert counts(line) == (1, 0)
+
+
+def test_admission_lets_an_owner_in_that_holds_less_than_its_share_of_a_full_line() -> None:
+    line = Admission(num_slots=2, num_room_tokens=100, max_waiting=4, max_waiting_tokens=100)
+    with ExitStack() as inside:
+        for _ in range(6):
+            inside.enter_context(line.enter(10, b"a"))
+        for _ in range(3):  # half of six
+            inside.enter_context(line.enter(10, b"b"))
+        for owner in (b"a", b"b"):
+            with pytest.raises(Overloaded):
+                line.refuse_when_full(1, owner)
+        inside.enter_context(line.enter(10**6, b"c"))  # its first, whatever the model takes
+        with pytest.raises(Overloaded):
+            line.refuse_when_full(1, b"c")  # too many tokens
+    assert line.num_in_flight == 0
+    with ExitStack() as inside:  # nobody else is there: the whole line is its own
+        for _ in range(6):
+            inside.enter_context(line.enter(10, b"b"))
+
+
 def test_admission_is_bounded_by_requests_and_by_tokens_and_forgets_who_has_left() -> None:
     line = Admission(num_slots=2, num_room_tokens=100, max_waiting=1, max_waiting_tokens=50)
     with ExitStack() as inside:
