@@ -90,7 +90,13 @@ class BackendState:
 
 
 class Backend(Protocol):
-    """A loaded model and its way of running jobs. Lives on one event loop."""
+    """A loaded model and its way of running jobs. Lives on one event loop.
+
+    Attributes:
+        vocab_size: its token ids are below this.
+    """
+
+    vocab_size: int
 
     def state(self) -> BackendState:
         """How it is. Never blocks and never calls the device."""
