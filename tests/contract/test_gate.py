@@ -20,12 +20,18 @@ ROUTES = {
     "/healthz": "GET",
     "/livez": "GET",
     "/metrics": "GET",
+    "/openapi.json": "GET",
     "/ping": "GET",
     "/prompt": "POST",
     "/readyz": "GET",
     "/schema.json": "GET",
     "/static_content/index.css": "GET",
     "/unknown": "GET",
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    "/v1/models": "GET",
+    "/v1/models/{model}": "GET",
+    "/v1/unknown": "POST",
     "/warmup": "POST",
 }
 OPEN = OPEN_PATHS | {"/health"}
