@@ -26,7 +26,8 @@ from zopilot_gpu.events import Job, Sampling
 
 _GREEDY_BELOW = 0.01  # dividing logits by less overflows
 _ANY_OBJECT = json.dumps({"type": "object"})
-_BRANCHES = frozenset({"str", "list", "system", "developer", "user", "assistant", "tool", "text", "json_object", "json_schema"})
+_TYPES = frozenset({"str", "constrained-str"})
+_FORM_AT = {"messages": (2,), "response_format": (1,)}  # where pydantic puts the name of the form
 _T = TypeVar("_T", bound=BaseModel)
 
 
@@ -50,7 +51,9 @@ def parse(shape: type[_T], body: bytes) -> _T:
     try:
         return shape.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        # NOTE: where there are several forms, pydantic tells what is wrong by each; the deepest is the one that was meant.
+        problem = max(problems, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     if problem["type"] == "json_invalid":
         raise OpenAIRefusal("The body is not valid JSON in UTF-8, or is nested too deeply.", code="invalid_json")
     param = _param(problem["loc"])
@@ -60,13 +63,15 @@ def parse(shape: type[_T], body: bytes) -> _T:
 
 
 def _param(place: tuple[int | str, ...]) -> str:
-    """`("messages", 0, "user", "content", "str")` as `messages[0].content`."""
+    """`("messages", 0, "user", "content", "str")` as `messages[0].content`: without the names of forms and types."""
     name = ""
     for at, part in enumerate(place):
         if isinstance(part, int):
             name += f"[{part}]"
-        elif not (at and ((part in _BRANCHES and not (part == "json_schema" and at == 2)) or "[" in part)):
-            name += f".{part}" if name else part
+        elif at == 0:
+            name = part
+        elif not (at in _FORM_AT.get(str(place[0]), ()) or part in _TYPES or "[" in part or part != part.lower()):
+            name += f".{part}"
     return name[:100]
 
 

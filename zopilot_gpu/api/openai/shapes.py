@@ -167,7 +167,9 @@ class _Common(Strict):
         default=None, ge=-2, le=2, description="Taken from a token's logit once it is in the answer."
     )
     logit_bias: dict[TokenId, Bias] | None = Field(
-        default=None, max_length=MAX_BIASES, description="Added to the logits of tokens, by id of the served model's tokenizer."
+        default=None,
+        max_length=MAX_BIASES,
+        description="Added to the logits of tokens, by id of the served model: up to 300, -100 to 100 each.",
     )
     seed: int | None = Field(
         default=None,

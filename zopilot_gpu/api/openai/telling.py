@@ -3,7 +3,7 @@
     first job ── first event ──▶ the others start, and find the prompt in the prefix cache
     each choice: Said (text, any number of times) or Called (once, whole and checked), then Ended
 
-Whatever is refused is refused before the first event of any choice is told. Leaving the stream ends all the jobs.
+What is refused at once is refused before the first event of any choice is told. Leaving the stream ends all the jobs.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from zopilot_gpu.api.openai.parse import Asked
 from zopilot_gpu.api.openai.tools import Calling
 from zopilot_gpu.events import Done, Event, Job, Text, TokenLogprob, Usage
 
+_REFUSED_S = 1.0  # a refusal comes at once; a choice that only waits for its turn is not waited for
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -55,66 +56,82 @@ Told = Said | Called | Ended
 
 
 async def begin(runner: Runner, asked: Asked, arrived_s: float) -> AsyncGenerator[Told, None]:
-    """The choices of `asked`, mixed as they come. Returns once each has begun.
+    """The choices of `asked`, mixed as they come. Returns once the first has begun, and the others have not been refused.
 
     Raises:
         ServiceError: one of them is refused; none goes on.
     """
-    choices = [_choice(runner, job, index, asked.calling, arrived_s) for index, job in enumerate(asked.jobs)]
+    first, *others = [_choice(runner, job, index, asked.calling, arrived_s) for index, job in enumerate(asked.jobs)]
+    mixing = _Mixing()
     try:
-        first = [await anext(choices[0])]
-        first += await _all([asyncio.ensure_future(anext(choice)) for choice in choices[1:]])
+        await mixing.add(first).wait()
+        if begun := [asyncio.ensure_future(mixing.add(choice).wait()) for choice in others]:
+            _, waiting = await asyncio.wait(begun, timeout=_REFUSED_S)
+            for one in waiting:
+                one.cancel()
+        mixing.raise_what_failed()
+        told = mixing.told()
+        return _rejoin(await anext(told), told)  # NOTE: it has to have begun, or nobody ends the jobs of one that is dropped
     except BaseException:
-        await _close(choices)
+        await mixing.close()
         raise
-    return _mixed(choices, first)
 
 
-async def _all(tasks: list[asyncio.Future[Told]]) -> list[Told]:
-    """Their results; when one fails, none of the others runs on."""
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _mixed(choices: list[AsyncGenerator[Told, None]], first: list[Told]) -> AsyncGenerator[Told, None]:
-    arrived: asyncio.Queue[Told | Exception | None] = asyncio.Queue()
-
-    async def carry(choice: AsyncGenerator[Told, None]) -> None:
-        try:
-            async for told in choice:
-                arrived.put_nowait(told)
-            arrived.put_nowait(None)
-        except Exception as error:  # noqa: BLE001  (carried to who reads the stream)
-            arrived.put_nowait(error)
-
-    tasks = []
-    try:
-        for told in first:
+async def _rejoin(first: Told, rest: AsyncGenerator[Told, None]) -> AsyncGenerator[Told, None]:
+    async with contextlib.aclosing(rest):
+        yield first
+        async for told in rest:
             yield told
-        tasks = [asyncio.create_task(carry(choice)) for choice in choices]
-        left = len(choices)
-        while left:
-            message = await arrived.get()
-            if isinstance(message, Exception):
-                raise message
-            if message is None:
-                left -= 1
-            else:
-                yield message
-    finally:
-        for task in tasks:
+
+
+class _Mixing:
+    """Several choices as one stream."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[Told | None] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failure: Exception | None = None
+
+    def add(self, choice: AsyncGenerator[Told, None]) -> asyncio.Event:
+        """Lets a choice run; the event says that it has begun, or failed."""
+        begun = asyncio.Event()
+        self._tasks.append(asyncio.create_task(self._carry(choice, begun)))
+        return begun
+
+    async def _carry(self, choice: AsyncGenerator[Told, None], begun: asyncio.Event) -> None:
+        try:
+            async with contextlib.aclosing(choice):
+                async for told in choice:
+                    self._arrived.put_nowait(told)
+                    begun.set()
+        except Exception as error:  # noqa: BLE001  (carried to who reads the stream)
+            self._failure = self._failure or error
+        self._arrived.put_nowait(None)
+        begun.set()
+
+    def raise_what_failed(self) -> None:
+        if self._failure:
+            raise self._failure
+
+    async def told(self) -> AsyncGenerator[Told, None]:
+        """What the choices tell; closing it ends them."""
+        left = len(self._tasks)
+        try:
+            while left:
+                one = await self._arrived.get()
+                if one is None:
+                    self.raise_what_failed()
+                    left -= 1
+                else:
+                    yield one
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Ends what still runs."""
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await _close(choices)
-
-
-async def _close(choices: list[AsyncGenerator[Told, None]]) -> None:
-    for choice in choices:
-        await choice.aclose()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def _choice(
