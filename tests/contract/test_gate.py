@@ -51,7 +51,7 @@ NO_KEYS: list[dict[str, Any]] = [{}, {"X-API-Key": ""}, {"Authorization": KEY}, 
 def test_every_route_of_the_service_has_a_rule_here(mixtral_server: Server) -> None:
     with mixtral_server.client() as client:
         served = client.get("/schema.json").json()["paths"]
-        assert set(served) <= set(ROUTES)
+        assert {path.replace(":path}", "}") for path in served} <= set(ROUTES)
 
 
 @pytest.mark.parametrize(("path", "host"), list(itertools.product(ROUTES, ["127.0.0.1", "livez", "evil.example/livez"])))

@@ -2,16 +2,19 @@
 
 zopilot-gpu serve [--demo]        start the service on this machine
 zopilot-gpu prompt "..." [...]    ask a running service
+zopilot-gpu chat [...]            talk with a running service
 zopilot-gpu bench serve [...]     load a running service and measure its answers
 """
 
 import typer
 
 from zopilot_gpu.cli import bench
+from zopilot_gpu.cli.chat import chat
 from zopilot_gpu.cli.prompt import prompt
 from zopilot_gpu.cli.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Mixtral in 4-bit NF4 behind POST /prompt.")
 app.command()(serve)
 app.command()(prompt)
+app.command()(chat)
 app.add_typer(bench.app, name="bench")
