@@ -7,12 +7,9 @@ from zopilot_gpu.errors import InvalidRequest, ServiceError
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class OpenAIRefusal(InvalidRequest):
-    """A request to `/v1/*` that is at fault: 400, with the field."""
-
-    def __init__(self, message: str, param: str | None = None, *, code: str | None = None, status: int = 400) -> None:
-        super().__init__(status, code or "invalid_request", message)
-        self.param = param
+def bad_request(message: str, param: str | None = None, *, code: str = "invalid_request", status: int = 400) -> InvalidRequest:
+    """What is raised for a request to `/v1/*` that is at fault, with the field."""
+    return InvalidRequest(status, code, message, param)
 
 
 def is_openai(path: str) -> bool:
@@ -23,7 +20,7 @@ def is_openai(path: str) -> bool:
 def body(error: ServiceError) -> dict[str, Any]:
     """The body of an error."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    param = getattr(error, "param", None)
+    param = error.param if isinstance(error, InvalidRequest) else None
     return {"error": {"message": error.message, "type": kind, "param": param, "code": error.code}}
 
 

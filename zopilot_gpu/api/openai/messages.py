@@ -7,8 +7,9 @@ told in a user turn; a call that the model made is its turn, as the JSON that it
 import json
 from collections.abc import Sequence
 
-from zopilot_gpu.api.openai.errors import OpenAIRefusal
+from zopilot_gpu.api.openai.errors import bad_request
 from zopilot_gpu.api.openai.shapes import AssistantMessage, Content, Message, SystemMessage, ToolMessage, UserMessage
+from zopilot_gpu.errors import InvalidRequest
 
 History = tuple[tuple[str, str], ...]
 
@@ -21,7 +22,7 @@ def conversation(messages: Sequence[Message], preamble: str | None = None) -> tu
         preamble: more instructions, after those of the system messages.
 
     Raises:
-        OpenAIRefusal: no conversation comes of them, with the place.
+        InvalidRequest: no conversation comes of them, with the place.
     """
     instructions = [_text(one.content, at) for at, one in enumerate(messages) if isinstance(one, SystemMessage)]
     turns: list[list[str]] = []  # the user's at even places
@@ -87,5 +88,5 @@ def _text(content: Content, at: int) -> str:
     return text
 
 
-def _refusal(at: int, reason: str) -> OpenAIRefusal:
-    return OpenAIRefusal(f"messages[{at}]: {reason}", f"messages[{at}]")
+def _refusal(at: int, reason: str) -> InvalidRequest:
+    return bad_request(f"messages[{at}]: {reason}", f"messages[{at}]")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from runners.base import RunnerState
 from zopilot_gpu.api import json_schema
-from zopilot_gpu.api.openai.errors import OpenAIRefusal
+from zopilot_gpu.api.openai.errors import bad_request
 from zopilot_gpu.api.openai.messages import conversation
 from zopilot_gpu.api.openai.shapes import (
     DEFAULT_MAX_TOKENS,
@@ -46,7 +46,7 @@ def parse(shape: type[_T], body: bytes) -> _T:
     """The request in `body`.
 
     Raises:
-        OpenAIRefusal: it is not JSON, or not a valid request.
+        InvalidRequest: it is not JSON, or not a valid request.
     """
     try:
         return shape.model_validate_json(body)
@@ -55,11 +55,11 @@ def parse(shape: type[_T], body: bytes) -> _T:
         # NOTE: where there are several forms, pydantic tells what is wrong by each; the deepest is the one that was meant.
         problem = max(problems, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     if problem["type"] == "json_invalid":
-        raise OpenAIRefusal("The body is not valid JSON in UTF-8, or is nested too deeply.", code="invalid_json")
+        raise bad_request("The body is not valid JSON in UTF-8, or is nested too deeply.", code="invalid_json")
     param = _param(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        raise OpenAIRefusal(f"{param}: this service does not know this field, or does not support it", param)
-    raise OpenAIRefusal(f"{param}: {problem['msg']}" if param else problem["msg"], param or None)
+        raise bad_request(f"{param}: this service does not know this field, or does not support it", param)
+    raise bad_request(f"{param}: {problem['msg']}" if param else problem["msg"], param or None)
 
 
 def _param(place: tuple[int | str, ...]) -> str:
@@ -79,27 +79,27 @@ def refuse_other_model(wanted: str, state: RunnerState) -> None:
     """Raises the 404 of OpenAI where `wanted` is not what is served."""
     if wanted not in {state.model, state.model.rsplit("/")[-1]}:
         sentence = "There is no such model here; GET /v1/models says which there is."
-        raise OpenAIRefusal(sentence, "model", code="model_not_found", status=404)
+        raise bad_request(sentence, "model", code="model_not_found", status=404)
 
 
 def asked_of_chat(request: ChatRequest, info: RequestInfo, timeout_s: float) -> Asked:
     """What a chat request asks for.
 
     Raises:
-        OpenAIRefusal: what is wrong only as a whole.
+        InvalidRequest: what is wrong only as a whole.
     """
     calling = calling_of(request)
     schema = _schema_of(request)
     if calling and schema:
-        raise OpenAIRefusal("response_format: can't be used with tools, unless tool_choice is 'none'", "response_format")
+        raise bad_request("response_format: can't be used with tools, unless tool_choice is 'none'", "response_format")
     if calling and request.logprobs:
-        raise OpenAIRefusal("logprobs: can't be used with tools, unless tool_choice is 'none'", "logprobs")
+        raise bad_request("logprobs: can't be used with tools, unless tool_choice is 'none'", "logprobs")
     if request.top_logprobs is not None and not request.logprobs:
-        raise OpenAIRefusal("top_logprobs: needs logprobs", "top_logprobs")
+        raise bad_request("top_logprobs: needs logprobs", "top_logprobs")
     if request.max_tokens is not None and request.max_completion_tokens is not None:
-        raise OpenAIRefusal("max_tokens: send max_completion_tokens or max_tokens", "max_tokens")
+        raise bad_request("max_tokens: send max_completion_tokens or max_tokens", "max_tokens")
     if request.stop and (schema or (calling and calling.forced)):
-        raise OpenAIRefusal("stop: can't be used with JSON or a call, which say where the answer ends", "stop")
+        raise bad_request("stop: can't be used with JSON or a call, which say where the answer ends", "stop")
     history, prompt = conversation(request.messages, calling.preamble if calling else None)
     job = replace(
         _job(request, prompt, info, timeout_s),
@@ -115,13 +115,13 @@ def asked_of_completion(request: CompletionRequest, info: RequestInfo, timeout_s
     """What a completion request asks for.
 
     Raises:
-        OpenAIRefusal: what is wrong only as a whole.
+        InvalidRequest: what is wrong only as a whole.
     """
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     if any(not prompt or "\0" in prompt for prompt in prompts):
-        raise OpenAIRefusal("prompt: must not be empty, and must not contain U+0000", "prompt")
+        raise bad_request("prompt: must not be empty, and must not contain U+0000", "prompt")
     if len(prompts) * (request.n or 1) > MAX_CHOICES:
-        raise OpenAIRefusal(f"n: prompts times n is at most {MAX_CHOICES}", "n")
+        raise bad_request(f"n: prompts times n is at most {MAX_CHOICES}", "n")
     sampling = _sampling(request, request.logprobs)
     jobs = [replace(_job(request, prompt, info, timeout_s), raw=True, sampling=sampling) for prompt in prompts]
     return _asked(request, [choice for job in jobs for choice in _choices(job, request.n or 1)], None)
@@ -129,7 +129,7 @@ def asked_of_completion(request: CompletionRequest, info: RequestInfo, timeout_s
 
 def _asked(request: ChatRequest | CompletionRequest, jobs: list[Job], calling: Calling | None) -> Asked:
     if request.stream_options and not request.stream:
-        raise OpenAIRefusal("stream_options: only with stream", "stream_options")
+        raise bad_request("stream_options: only with stream", "stream_options")
     include_usage = bool(request.stream_options and request.stream_options.include_usage)
     return Asked(tuple(jobs), request.model, bool(request.stream), include_usage, calling)
 
@@ -137,7 +137,7 @@ def _asked(request: ChatRequest | CompletionRequest, jobs: list[Job], calling: C
 def _job(request: ChatRequest | CompletionRequest, prompt: str, info: RequestInfo, timeout_s: float) -> Job:
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if any("\0" in one for one in stop):
-        raise OpenAIRefusal("stop: must not contain U+0000", "stop")
+        raise bad_request("stop: must not contain U+0000", "stop")
     return Job(
         request_id=info.request_id,
         prompt=prompt,
@@ -187,4 +187,4 @@ def _read(schema: dict[str, Any]) -> str:
     try:
         return json_schema.read(schema)
     except InvalidRequest as refusal:
-        raise OpenAIRefusal(refusal.message.replace("json_schema", where, 1), where, code=refusal.code) from None
+        raise bad_request(refusal.message.replace("json_schema", where, 1), where, code=refusal.code) from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zopilot_gpu.api import json_schema
-from zopilot_gpu.api.openai.errors import OpenAIRefusal
+from zopilot_gpu.api.openai.errors import bad_request
 from zopilot_gpu.api.openai.shapes import ChatRequest, Function, NamedToolChoice
 from zopilot_gpu.errors import InvalidRequest
 from zopilot_gpu.events import Job
@@ -36,7 +36,7 @@ def calling_of(request: ChatRequest) -> Calling | None:
     """How the answer to `request` may call; None where it may not.
 
     Raises:
-        OpenAIRefusal: tools or choice are wrong.
+        InvalidRequest: tools or choice are wrong.
     """
     functions = [tool.function for tool in request.tools or ()]
     choice = request.tool_choice or ("auto" if functions else "none")
@@ -52,20 +52,20 @@ def calling_of(request: ChatRequest) -> Calling | None:
 def _refuse_wrong(functions: Sequence[Function], choice: object) -> None:
     names = [one.name for one in functions]
     if len(set(names)) < len(names):
-        raise OpenAIRefusal("tools: two functions have the same name", "tools")
+        raise bad_request("tools: two functions have the same name", "tools")
     if choice != "none" and not functions:
-        raise OpenAIRefusal("tool_choice: needs tools", "tool_choice")
+        raise bad_request("tool_choice: needs tools", "tool_choice")
     if isinstance(choice, NamedToolChoice) and choice.function.name not in names:
-        raise OpenAIRefusal("tool_choice: there is no such function in tools", "tool_choice")
+        raise bad_request("tool_choice: there is no such function in tools", "tool_choice")
     for at, one in enumerate(functions):
         where = f"tools[{at}].function.parameters"
         parameters = _parameters(one)
         if parameters.get("type") != "object":
-            raise OpenAIRefusal(f"{where}: must be a schema of type 'object'", where)
+            raise bad_request(f"{where}: must be a schema of type 'object'", where)
         try:
             json_schema.read(parameters)
         except InvalidRequest as refusal:
-            raise OpenAIRefusal(refusal.message.replace("json_schema", where, 1), where, code=refusal.code) from None
+            raise bad_request(refusal.message.replace("json_schema", where, 1), where, code=refusal.code) from None
 
 
 def _parameters(function: Function) -> dict[str, Any]:

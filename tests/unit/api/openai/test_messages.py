@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from zopilot_gpu.api.openai.errors import OpenAIRefusal
 from zopilot_gpu.api.openai.messages import History, conversation
 from zopilot_gpu.api.openai.shapes import Message
+from zopilot_gpu.errors import InvalidRequest
 
 MESSAGES: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
 CALL = {"id": "c1", "type": "function", "function": {"name": "rate", "arguments": '{ "of":"EUR" }'}}
@@ -90,6 +90,6 @@ WRONG: dict[str, tuple[list[dict[str, Any]], int]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_no_conversation_is_refused_with_its_place(case: str) -> None:
     messages, place = WRONG[case]
-    with pytest.raises(OpenAIRefusal) as refusal:
+    with pytest.raises(InvalidRequest) as refusal:
         turns(*messages)
     assert (refusal.value.status, refusal.value.param) == (400, f"messages[{place}]")
