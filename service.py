@@ -13,7 +13,8 @@ from starlette.responses import Response
 from runners.background import BackgroundRunner
 from runners.base import Runner
 from zopilot_gpu import log
-from zopilot_gpu.api import health, prompt
+from zopilot_gpu.api import prompt
+from zopilot_gpu.api.app import build_app
 from zopilot_gpu.api.gate import Gate
 from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.patch import without_timers
@@ -32,7 +33,7 @@ _made: list[Runner] = []
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(health.build_app(lambda: _made[-1]))
+@bentoml.asgi_app(build_app(lambda: _made[-1], load_settings))
 class ZopilotGPU:
     """Mixtral-8x7B-Instruct in 4-bit NF4. See docs/api.md for the routes and docs/settings.md for the settings."""
 

@@ -26,7 +26,7 @@ from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared, Wanted, ensure
 from zopilot_gpu.store.locate import search_roots, weight_bytes
 from zopilot_gpu.store.manifest import Damaged
-from zopilot_gpu.text.template import Template, template_for
+from zopilot_gpu.text.template import Template, encode_raw, template_for
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,8 +42,14 @@ BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     backend: Backend
+    tokenizer: Tokenizer
     template: Template
     window: int  # tokens of prompt and answer together
+
+    def encode(self, job: Job) -> list[int]:
+        if job.raw:
+            return encode_raw(self.tokenizer, job.prompt)
+        return self.template.encode(job.prompt, job.context, job.history)
 
 
 def choose_backend(wanted: str, form: "Form") -> tuple[str, str]:
@@ -63,6 +69,12 @@ def choose_backend(wanted: str, form: "Form") -> tuple[str, str]:
     if wanted == "mixtral":
         raise ModelUnavailable(detail=f"ZOPILOT_GPU_RUNNER=mixtral, but {form.reason}.")
     return "plain", form.reason
+
+
+def _refuse_unknown_tokens(job: Job, vocab_size: int) -> None:
+    if unknown := [token for token, _ in job.sampling.logit_bias if not 0 <= token < vocab_size]:
+        sentence = f"logit_bias: this model's tokens are 0 to {vocab_size - 1}; there is no {unknown[0]}"
+        raise InvalidRequest(422, "invalid_request", sentence)
 
 
 class BackgroundRunner:
@@ -99,7 +111,8 @@ class BackgroundRunner:
         """See `Runner.generate`."""
         loaded = self._ready()
         loaded.backend.refuse_when_full(job.owner)  # before the tokenizer's work is spent on it
-        ids = await asyncio.to_thread(loaded.template.encode, job.prompt, job.context)
+        _refuse_unknown_tokens(job, loaded.backend.vocab_size)
+        ids = await asyncio.to_thread(loaded.encode, job)
         room = loaded.window - len(ids)
         if room < 1:
             sentence = f"The prompt has {len(ids)} tokens; this model takes at most {loaded.window - 1}."
@@ -178,7 +191,7 @@ class BackgroundRunner:
             from runners.plain import PlainBackend  # noqa: PLC0415
 
             backend = PlainBackend(located, device, tokenizer, self._settings, self._event_loop, progress)
-        return _Loaded(backend, template_for(located.model_type, tokenizer), backend.window)
+        return _Loaded(backend, tokenizer, template_for(located.model_type, tokenizer), backend.window)
 
     def _find(self) -> Prepared:
         self._progress("looking for the model", 0.0)

@@ -92,9 +92,15 @@ class BackendState:
 
 
 class Backend(Protocol):
-    """A loaded model and its way of running jobs. Lives on one event loop. `window`: tokens of prompt and answer together."""
+    """A loaded model and its way of running jobs. Lives on one event loop.
+
+    Attributes:
+        window: tokens of prompt and answer together.
+        vocab_size: its token ids are below this.
+    """
 
     window: int
+    vocab_size: int
 
     def state(self) -> BackendState:
         """How it is. Never blocks and never calls the device."""

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, StoppingCriteria
+from transformers.generation.logits_process import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from runners.base import Progress
 from runners.device import Device
 from zopilot_gpu.engine.grammar import Grammar, allow, open_masks
-from zopilot_gpu.engine.sampler import mask
+from zopilot_gpu.engine.sampler import mask, read_score, score
 from zopilot_gpu.errors import ModelUnavailable
-from zopilot_gpu.events import Sampling
+from zopilot_gpu.events import Sampling, Score
 from zopilot_gpu.store.locate import Located
 
 _KEPT_IN_BF16 = ["gate", "lm_head"]  # the router and the head decide; 4 bits would change which expert and which token
@@ -63,16 +64,21 @@ class CausalLM:
         self.vocab_size: int = self._model.config.vocab_size
         self.eos_ids = _as_ids(self._model.generation_config.eos_token_id, self._model.config.eos_token_id)
 
-    def continue_ids(
+    def continue_ids(  # noqa: PLR0913  (all of one generation)
         self,
         ids: Sequence[int],
         max_tokens: int,
         sampling: Sampling,
         on_token: Callable[[int], None],
         should_stop: Callable[[], bool],
+        *,
         grammar: Grammar | None = None,
+        scores: "Scores | None" = None,
     ) -> None:
-        """Generates up to `max_tokens` after `ids`, as `grammar` allows. `should_stop` is asked after each `on_token`."""
+        """Generates up to `max_tokens` after `ids`, as `grammar` allows. `should_stop` is asked after each `on_token`.
+
+        `scores` are there to be asked in `on_token`.
+        """
         if sampling.seed is None:
             torch.seed()
         else:
@@ -84,7 +90,13 @@ class CausalLM:
             generation_config=self._generation_config(max_tokens, sampling, 0 if grammar else sampling.min_tokens),
             use_model_defaults=False,
             streamer=_Streamer(on_token),
-            logits_processor=[_OnlyNumbers(), *([_Follow(grammar, len(ids))] if grammar else [])],
+            logits_processor=[
+                _OnlyNumbers(),
+                *([_Follow(grammar, len(ids))] if grammar else []),
+                *([scores] if scores else []),
+                RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)),
+                _Add(sampling, len(ids)),
+            ],
             stopping_criteria=[_Stop(should_stop)],
         )
 
@@ -97,7 +109,6 @@ class CausalLM:
             temperature=sampling.temperature if drawn else None,
             top_p=sampling.top_p if drawn else None,
             top_k=sampling.top_k if drawn else None,
-            repetition_penalty=sampling.repetition_penalty,
             eos_token_id=self.eos_ids or None,
             pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
         )
@@ -151,6 +162,39 @@ class _Follow(LogitsProcessor):
         else:
             self._grammar.fill(masks, 0)
         return mask(scores, torch.from_numpy(masks).to(scores.device))
+
+
+class Scores(LogitsProcessor):
+    """What the model thinks of the token to come; see `zopilot_gpu.events.Score`."""
+
+    def __init__(self, num_top: int) -> None:
+        self._num_top = num_top
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002, D102
+        self._logits = scores.float()
+        return scores
+
+    def of(self, token_id: int) -> Score:
+        """The score of the token that was drawn."""
+        token = torch.tensor([token_id], device=self._logits.device)
+        return read_score(token_id, score(self._logits, token, self._num_top)[0].tolist(), self._num_top)
+
+
+class _Add(LogitsProcessor):
+    """The bias, and OpenAI's penalties for what the answer has by now."""
+
+    def __init__(self, sampling: Sampling, num_prompt_tokens: int) -> None:
+        self._sampling = sampling
+        self._num_prompt_tokens = num_prompt_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        sampling = self._sampling
+        added = torch.zeros_like(scores[0])
+        for token, value in sampling.logit_bias:
+            added[token] = value
+        tokens, counts = torch.unique(input_ids[0, self._num_prompt_tokens :], return_counts=True)
+        added[tokens] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+        return scores + added
 
 
 class _Stop(StoppingCriteria):

@@ -73,6 +73,7 @@ class MixtralBackend:
         self._engine = engine
         self._memory = memory_bytes(device)
         self._tokenizer = tokenizer
+        self.vocab_size = config.vocab_size
         self._eos_ids = frozenset([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
         self._grammars = Grammars(tokenizer, config.vocab_size, self._eos_ids)
         self._admission = Admission(_MAX_RUNNING, size.num_tokens, settings.max_waiting, settings.max_waiting_tokens)
@@ -134,10 +135,10 @@ class MixtralBackend:
             if isinstance(drawn, ServiceError):
                 raise drawn
             finish = drawn.finish
-            if text := answer.push(drawn.token_ids):
-                yield Text(text)
+            if text := answer.push(drawn.token_ids, drawn.scores):
+                yield Text(text, answer.take_logprobs())
         if text := answer.flush():
-            yield Text(text)
+            yield Text(text, answer.take_logprobs())
         yield answer.done(len(mailbox.sequence.prompt_ids), mailbox.sequence.num_cached, whole=finish == "stop")
 
     async def close(self) -> None:

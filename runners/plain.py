@@ -17,7 +17,7 @@ from functools import partial
 from torch import OutOfMemoryError
 
 from runners.base import BackendState, Progress
-from runners.causal_lm import CausalLM
+from runners.causal_lm import CausalLM, Scores
 from runners.device import Device, memory_bytes
 from runners.grammars import Grammars
 from runners.line import WaitingLine
@@ -50,6 +50,7 @@ class PlainBackend:
         progress("warming up", 1.0)
         self._lm.continue_ids(tokenizer.encode("warm-up"), 1, GREEDY, lambda _: None, lambda: False)
         self.window = min(self._lm.max_context_tokens, settings.max_context_tokens)
+        self.vocab_size = self._lm.vocab_size
         self._device = device
         self._tokenizer = tokenizer
         self._grammars = Grammars(tokenizer, self._lm.vocab_size, self._lm.eos_ids)
@@ -73,8 +74,9 @@ class PlainBackend:
         grammar = await self._grammars.of(job.json_schema)
         await self._line.acquire(job.deadline_s, job.owner)
         answer = Answer(self._tokenizer, self._lm.eos_ids, job.stop)
-        work = partial(self._lm.continue_ids, ids, max_tokens, job.sampling, grammar=grammar)
-        generation = _Generation(work, answer, job, len(ids), self._stopping)
+        scores = None if job.sampling.num_logprobs is None else Scores(job.sampling.num_logprobs)
+        work = partial(self._lm.continue_ids, ids, max_tokens, job.sampling, grammar=grammar, scores=scores)
+        generation = _Generation(work, answer, job, len(ids), self._stopping, scores)
         self._start(generation)
         try:
             async for event in generation.events():
@@ -115,9 +117,16 @@ class _Generation:
     """One job on the thread, and its events on the way to the loop."""
 
     def __init__(
-        self, work: Callable[..., None], answer: Answer, job: Job, num_prompt_tokens: int, stopping: threading.Event
+        self,
+        work: Callable[..., None],
+        answer: Answer,
+        job: Job,
+        num_prompt_tokens: int,
+        stopping: threading.Event,
+        scores: Scores | None,
     ) -> None:
         self._work, self._answer, self._job, self._num_prompt_tokens = work, answer, job, num_prompt_tokens
+        self._scores = scores
         self._loop = asyncio.get_running_loop()
         self._outbox: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
         self._stopping = stopping
@@ -157,7 +166,7 @@ class _Generation:
             self._send(InternalError())
 
     def _on_token(self, token_id: int) -> None:
-        self._send_text(self._answer.push([token_id]))
+        self._send_text(self._answer.push([token_id], [self._scores.of(token_id)] if self._scores else None))
 
     def _should_stop(self) -> bool:
         if self._stopping.is_set():
@@ -168,7 +177,7 @@ class _Generation:
 
     def _send_text(self, text: str) -> None:
         if text:
-            self._send(Text(text))
+            self._send(Text(text, self._answer.take_logprobs()))
 
     def _send(self, event: Event | ServiceError) -> None:
         if not self._loop.is_closed():

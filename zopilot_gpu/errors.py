@@ -41,12 +41,13 @@ class ServiceError(Exception):
 
 
 class InvalidRequest(ServiceError):
-    """The request itself is at fault; sending it again changes nothing."""
+    """The request itself is at fault; sending it again changes nothing. `param` is the field, where a caller is told it."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.param = param
 
 
 class Unauthorised(ServiceError):

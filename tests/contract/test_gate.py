@@ -21,6 +21,7 @@ ROUTES = {
     "/healthz": "GET",
     "/livez": "GET",
     "/metrics": "GET",
+    "/openapi.json": "GET",
     "/ping": "GET",
     "/playground": "GET",
     "/playground/app.js": "GET",
@@ -31,6 +32,11 @@ ROUTES = {
     "/schema.json": "GET",
     "/static_content/index.css": "GET",
     "/unknown": "GET",
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    "/v1/models": "GET",
+    "/v1/models/{model}": "GET",
+    "/v1/unknown": "POST",
     "/warmup": "POST",
 }
 OPEN = OPEN_PATHS | PATHS | {"/health"}
@@ -50,7 +56,7 @@ NO_KEYS: list[dict[str, Any]] = [{}, {"X-API-Key": ""}, {"Authorization": KEY}, 
 def test_every_route_of_the_service_has_a_rule_here(mixtral_server: Server) -> None:
     with mixtral_server.client() as client:
         served = client.get("/schema.json").json()["paths"]
-        assert set(served) <= set(ROUTES)
+        assert {path.replace(":path}", "}") for path in served} <= set(ROUTES)
 
 
 @pytest.mark.parametrize(("path", "host"), list(itertools.product(ROUTES, ["127.0.0.1", "livez", "evil.example/livez"])))

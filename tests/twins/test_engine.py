@@ -5,9 +5,11 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runners.causal_lm import CausalLM
+from runners.causal_lm import CausalLM, Scores
 from runners.device import Device
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Drawn, Engine
@@ -25,7 +27,7 @@ from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.errors import DeadlineExceeded, InternalError, ServiceError, ShuttingDown
-from zopilot_gpu.events import GREEDY, Sampling
+from zopilot_gpu.events import GREEDY, Sampling, Score
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import build
@@ -98,6 +100,10 @@ def some(dice: random.Random, prompts: list[list[int]], number: int) -> Sequence
         repetition_penalty=1.1,
         seed=0,
         min_tokens=dice.choice([0, 0, 20]),
+        frequency_penalty=dice.choice([0, 0.5]),
+        presence_penalty=dice.choice([0, -0.5]),
+        logit_bias=((dice.randrange(300, 700), 3.0),),
+        num_logprobs=dice.choice([None, 0, 2]),
     )
     schema = dice.choice([None, *SCHEMAS])
     name = json.dumps(narrow(schema)) if schema else str(number)
@@ -150,7 +156,7 @@ def test_greedy_text_under_a_schema_equals_the_plain_runners(
     text = json.dumps(narrow(schema))
     for prompt in prompts[:24:5]:
         said: list[int] = []
-        plain.continue_ids(prompt, 60, GREEDY, said.append, lambda: False, GRAMMARS.compile(text))
+        plain.continue_ids(prompt, 60, GREEDY, said.append, lambda: False, grammar=GRAMMARS.compile(text))
         one = Sequence(text, prompt, 60, stop_ids=frozenset([EOS]), grammar=GRAMMARS.compile(text))
         assert [token for token in alone(model, one) if token != EOS] == [token for token in said if token != EOS]
 
@@ -172,6 +178,34 @@ def test_a_grammar_that_fails_ends_its_sequence_alone(model: Mixtral, prompts: l
     assert {one.sequence: one.finish for one in drawn if one.finish} == {failing: "broken", other: "stop", free: "stop"}
     assert [other.output_ids, free.output_ids] == [alone(model, other), alone(model, free)]
     it.scheduler.check()
+
+
+def test_bias_penalties_and_log_probabilities_equal_the_plain_runners(model: Mixtral, prompts: list[list[int]]) -> None:
+    plain = CausalLM(locate("demo"), Device("cpu", "test"), lambda *_: None)
+    how = replace(GREEDY, frequency_penalty=2.0, presence_penalty=-9.0, logit_bias=((350, 14.0), (EOS, -100.0)), num_logprobs=3)
+    for prompt in prompts[:4]:
+        said: list[int] = []
+        expected: list[Score] = []
+        scores = Scores(3)
+
+        def take(token: int, said: list[int] = said, expected: list[Score] = expected, scores: Scores = scores) -> None:
+            said.append(token)
+            expected.append(scores.of(token))
+
+        plain.continue_ids(prompt, 40, how, take, lambda: False, scores=scores)
+        one = Sequence("twin", prompt, 40, how, stop_ids=frozenset([EOS]))
+        it = engine(model)
+        it.scheduler.add(one)
+        told: list[Score] = []
+        while it.scheduler.running or it.scheduler.waiting:
+            told += [score for drawn in it.step() for score in drawn.scores or ()]
+        assert one.output_ids == said != alone(model, Sequence("plain", prompt, 40, stop_ids=frozenset([EOS])))
+        for got, wanted in zip(told, expected, strict=True):
+            assert got.token_id == wanted.token_id
+            assert len(got.top) == len(wanted.top) == 3
+            for token, logprob in (*got.top[:1], (got.token_id, got.logprob)):  # the plain runner computes in bf16
+                known = dict(wanted.top) | {wanted.token_id: wanted.logprob}
+                assert math.exp(known[token]) == pytest.approx(math.exp(logprob), abs=0.25)
 
 
 def test_logits_that_are_no_numbers_end_their_sequence_alone(model: Mixtral, prompts: list[list[int]]) -> None:

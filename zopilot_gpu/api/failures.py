@@ -1,6 +1,7 @@
 """The one place where an error becomes a response. Knows the error tree and the documented shape; refuses causes.
 
-Every answer of 400 and above has the body `{"success": false, "error": {"code", "message", "request_id"}}`. Answers of
+Every answer of 400 and above has the body `{"success": false, "error": {"code", "message", "request_id"}}`; below `/v1/` it is
+OpenAI's (`api.openai.errors`). Answers of
 the frameworks below us (404, 405, readiness) are rewritten into it; their status and the headers a client acts on stay.
 """
 
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zopilot_gpu import log
 from zopilot_gpu.api import metrics, request
+from zopilot_gpu.api.openai import errors as openai
 from zopilot_gpu.errors import Forbidden, InternalError, InvalidRequest, ServiceError, Unauthorised
 
 _log = log.get(__name__)
@@ -43,7 +45,11 @@ class ErrorResponse(JSONResponse):
             headers["WWW-Authenticate"] = "Bearer"
         if error.status in {408, 413}:
             headers["Connection"] = "close"  # the rest of the body is not worth reading
-        super().__init__(error_body(error, request.current().request_id), error.status, headers)
+        info = request.current()
+        if info.speaks_openai:
+            super().__init__(openai.body(error), openai.status_of(error), headers)
+        else:
+            super().__init__(error_body(error, info.request_id), error.status, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Marks the exchange, so that the gate does not shape it again."""

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -18,15 +17,15 @@ from starlette.routing import Route
 from runners.base import Runner, RunnerState
 from zopilot_gpu import __version__
 from zopilot_gpu.api import metrics, request
-from zopilot_gpu.api.failures import ErrorResponse, as_service_error
-from zopilot_gpu.errors import ModelUnavailable, ServiceError
+from zopilot_gpu.api.failures import ErrorResponse
+from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.events import GREEDY, Job
 
 _STATUS = {"ready": "ok", "loading": "loading", "failed": "unavailable", "closed": "shutting_down"}
 
 
-def build_app(runner: Callable[[], Runner]) -> Starlette:
-    """The routes beside `/prompt`, as an app that BentoML mounts. `runner` gives the service's runner once it is made."""
+def routes(runner: Callable[[], Runner]) -> list[Route]:
+    """The routes. `runner` gives the service's runner once it is made."""
     started_s = time.monotonic()
 
     async def health(_: Request) -> Response:
@@ -52,19 +51,12 @@ def build_app(runner: Callable[[], Runner]) -> Starlette:
     async def series(_: Request) -> Response:
         return Response(metrics.render(runner().state()), media_type=metrics.CONTENT_TYPE)
 
-    return Starlette(
-        routes=[
-            Route("/health", health, methods=["GET"]),
-            Route("/ping", ping, methods=["GET"]),
-            Route("/warmup", warmup, methods=["POST"]),
-            Route("/metrics", series, methods=["GET"]),
-        ],
-        exception_handlers={ServiceError: _refuse},
-    )
-
-
-async def _refuse(_: Request, error: Exception) -> Response:
-    return ErrorResponse(as_service_error(error))
+    return [
+        Route("/health", health, methods=["GET"]),
+        Route("/ping", ping, methods=["GET"]),
+        Route("/warmup", warmup, methods=["POST"]),
+        Route("/metrics", series, methods=["GET"]),
+    ]
 
 
 def _warmup_job() -> Job:

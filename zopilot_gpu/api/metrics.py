@@ -17,6 +17,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _ROUTES = frozenset(
     {"/playground", "/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"}
 )
+_ROUTES |= {"/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions"}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 REGISTRY = CollectorRegistry()

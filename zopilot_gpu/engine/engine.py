@@ -17,6 +17,7 @@ from zopilot_gpu.engine.grammar import GrammarError, Mask, Masks, forbid, open_m
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE
 from zopilot_gpu.engine.scheduler import Scheduled, Scheduler
 from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.events import Score
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
 
@@ -28,12 +29,13 @@ Finish = Literal["stop", "length", "broken"]
 class Drawn:
     """What a sequence got in this step: the token drawn and those that its grammar forces after it; and whether it ended so.
 
-    `broken` means that its logits were no numbers, or its grammar met a limit.
+    `broken` means that its logits were no numbers, or its grammar met a limit. `scores` are those of the tokens, if asked for.
     """
 
     sequence: Sequence
     token_ids: list[int]
     finish: Finish | None
+    scores: list[Score] | None = None
 
 
 class Engine:
@@ -59,13 +61,13 @@ class Engine:
         if not step:
             return []
         drawing = [item.sequence for item in step if item.completes]
-        tokens = self._run(step, drawing)
+        rows = self._run(step, drawing)
         self.num_steps += 1
         self.scheduler.advance(step)
-        return [self._postprocess(sequence, token) for sequence, token in zip(drawing, tokens, strict=True)]
+        return [self._postprocess(sequence, row) for sequence, row in zip(drawing, rows, strict=True)]
 
-    def _run(self, step: list[Scheduled], drawing: list[Sequence]) -> list[int]:
-        """The next token of each sequence in `drawing`; -1 where the logits were no numbers."""
+    def _run(self, step: list[Scheduled], drawing: list[Sequence]) -> list[list[float]]:
+        """The next token of each sequence in `drawing`, -1 where the logits were no numbers; then its score, if any has one."""
         masks = self._start_masks(drawing)
         logits = self._model.forward(self._batch(step), self._pools)  # [R, V]
         if not drawing:
@@ -74,7 +76,12 @@ class Engine:
         if masks is not None:
             logits = sampler.mask(logits, torch.from_numpy(masks.result()).to(self._device))
         tokens = sampler.sample(logits, sampler.rows(drawing, logits.shape[1], self._device))
-        return torch.where(healthy, tokens, -1).tolist()  # the step's one copy back
+        drawn = torch.where(healthy, tokens, -1).unsqueeze(1)
+        asked = [one.sampling.num_logprobs for one in drawing if one.sampling.num_logprobs is not None]
+        if asked:
+            drawn = torch.cat([drawn.double(), sampler.score(logits, tokens, max(asked))], dim=1)
+        rows: list[list[float]] = drawn.tolist()  # the step's one copy back
+        return rows
 
     def _start_masks(self, drawing: list[Sequence]) -> "Future[Mask] | None":
         """Masks of the rows to come, where any of them has one."""
@@ -115,7 +122,8 @@ class Engine:
     def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 
-    def _postprocess(self, sequence: Sequence, token: int) -> Drawn:
+    def _postprocess(self, sequence: Sequence, row: list[float]) -> Drawn:
+        token = int(row[0])
         try:
             tokens = _follow(sequence, token) if token >= 0 else []
         except GrammarError as error:
@@ -125,7 +133,16 @@ class Engine:
         finish = _finish(sequence, tokens)
         if finish:
             self.scheduler.remove(sequence)
-        return Drawn(sequence, tokens, finish)
+        return Drawn(sequence, tokens, finish, _scores(sequence, tokens, row[1:]))
+
+
+def _scores(sequence: Sequence, tokens: list[int], score: list[float]) -> list[Score] | None:
+    """One for each token: the first was drawn, the others were certain."""
+    num_top = sequence.sampling.num_logprobs
+    if num_top is None or not tokens:
+        return None
+    certain = [Score(token, 0.0, ((token, 0.0),)[:num_top]) for token in tokens[1:]]
+    return [sampler.read_score(tokens[0], score, num_top), *certain]
 
 
 def _follow(sequence: Sequence, token: int) -> list[int]:

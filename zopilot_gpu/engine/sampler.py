@@ -1,7 +1,7 @@
 """Draws the next token of every row at once, on the device. Knows logits and parameters; keeps no state.
 
-The order is transformers': repetition penalty, temperature, top-k, top-p. A row's draw depends on its own logits, parameters,
-seed and position alone, so a request gives the same text by itself and in any batch.
+The order is transformers': repetition penalty, bias and OpenAI's penalties, temperature, top-k, top-p. A row's draw depends on
+its own logits, parameters, seed and position alone, so a request gives the same text by itself and in any batch.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.events import Score
 
 _OFF = float("-inf")
 
@@ -25,6 +26,7 @@ class Rows:
     repetition_penalty: torch.Tensor  # [R] float32; 1 is off
     uniform: torch.Tensor  # [R] float32 in [0, 1): where in the distribution to draw
     seen: torch.Tensor | None  # [R, V] bool, tokens that the penalty is for; None when no row has one
+    added: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # [N] rows, [N] tokens, [N] float32; no pair twice
 
 
 def rows(sequences: list[Sequence], vocab_size: int, device: torch.device) -> Rows:
@@ -38,6 +40,7 @@ def rows(sequences: list[Sequence], vocab_size: int, device: torch.device) -> Ro
         repetition_penalty=torch.tensor([one.repetition_penalty for one in sampling], dtype=torch.float32, device=device),
         uniform=torch.tensor(uniforms, dtype=torch.float32, device=device),
         seen=_seen(sequences, vocab_size, device),
+        added=_added(sequences, device),
     )
 
 
@@ -46,6 +49,18 @@ def _seen(sequences: list[Sequence], vocab_size: int, device: torch.device) -> t
     if all(one.sampling.repetition_penalty == 1 for one in sequences):
         return None
     return torch.from_numpy(np.stack([one.seen(vocab_size) for one in sequences])).to(device)
+
+
+def _added(sequences: list[Sequence], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    found = [(row, token, value) for row, one in enumerate(sequences) for token, value in one.additions().items()]
+    if not found:
+        return None
+    at, tokens, values = zip(*found, strict=True)
+    return (
+        torch.tensor(at, device=device),
+        torch.tensor(tokens, device=device),
+        torch.tensor(values, dtype=torch.float32, device=device),
+    )
 
 
 def uniform(seed: int, position: int) -> float:
@@ -88,8 +103,30 @@ def mask(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return logits.masked_fill(~allowed, _OFF)
 
 
+def score(logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> torch.Tensor:
+    """Log probabilities of `tokens` [R] and of the `num_top` likeliest under `logits` [R, V].
+
+    Returns:
+        [R, 1 + 2 * num_top] float64: the token's; then the ids of the likeliest, in order; then theirs.
+    """
+    logprobs = logits.log_softmax(dim=-1)
+    likeliest = logprobs.topk(num_top, dim=-1)
+    chosen = logprobs.gather(1, tokens.unsqueeze(1))
+    return torch.cat([chosen.double(), likeliest.indices.double(), likeliest.values.double()], dim=1)
+
+
+def read_score(token_id: int, row: list[float], num_top: int) -> Score:
+    """A row of `score`, cut to `num_top`; what can't be drawn is left out."""
+    size = len(row) // 2
+    likeliest = zip(row[1 : 1 + num_top], row[1 + size : 1 + size + num_top], strict=True)
+    return Score(token_id, row[0], tuple((int(token), logprob) for token, logprob in likeliest if logprob > _OFF))
+
+
 def _penalise(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
-    if rows.seen is None:
-        return logits
-    penalty = rows.repetition_penalty.unsqueeze(1)
-    return torch.where(rows.seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if rows.seen is not None:
+        penalty = rows.repetition_penalty.unsqueeze(1)
+        logits = torch.where(rows.seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    if rows.added is not None:
+        at, tokens, values = rows.added
+        logits = logits.index_put((at, tokens), logits[at, tokens] + values)
+    return logits

@@ -51,6 +51,8 @@ class Sequence:
     turn: int = 0  # the scheduler's: grows with every step that this is in
     _seen: NDArray[np.bool_] | None = None
     _num_seen: int = 0
+    _additions: dict[int, float] | None = None
+    _num_added: int = 0
 
     def seen(self, vocab_size: int) -> NDArray[np.bool_]:
         """[V]: which tokens it has by now. Kept and only added to, since a penalty asks for it at every step."""
@@ -60,6 +62,19 @@ class Sequence:
         self._seen[self.output_ids[self._num_seen :]] = True
         self._num_seen = len(self.output_ids)
         return self._seen
+
+    def additions(self) -> dict[int, float]:
+        """What its bias and the penalties for its output add to the logits, by token. Kept and only added to, as `seen` is."""
+        if self._additions is None:
+            self._additions = dict(self.sampling.logit_bias)
+        frequency, presence = self.sampling.frequency_penalty, self.sampling.presence_penalty
+        if frequency or presence:
+            first = set(self.output_ids[: self._num_added])
+            for token in self.output_ids[self._num_added :]:
+                self._additions[token] = self._additions.get(token, 0.0) - frequency - (0 if token in first else presence)
+                first.add(token)
+            self._num_added = len(self.output_ids)
+        return self._additions
 
     @property
     def num_tokens(self) -> int:

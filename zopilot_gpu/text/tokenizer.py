@@ -4,10 +4,18 @@ Knows a directory in the Hugging Face layout (`tokenizer.json`, or `tokenizer.mo
 refuses code from the repository and any network call.
 """
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 from zopilot_gpu.errors import ModelUnavailable
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+# GPT-2's alphabet for bytes: those that print are themselves, the others follow from U+0100 on.
+_BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + at): byte for at, byte in enumerate(_OTHERS)}
 
 
 class Tokenizer:
@@ -29,6 +37,7 @@ class Tokenizer:
         self.bos: list[int] = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self.eos_id: int | None = tokenizer.eos_token_id
         self.special_ids = frozenset(tokenizer.all_special_ids)
+        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(self.serialised())["decoder"])
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of `text`, no BOS or EOS added; with `special` off, `</s>` and its kin are ordinary characters."""
@@ -45,12 +54,31 @@ class Tokenizer:
         text: str = self._tokenizer.backend_tokenizer.to_str()
         return text
 
-    def render_chat(self, text: str) -> str:
-        """`text` as a user turn in the model's own chat template; as it is where there is none."""
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that a token stands for: a piece of text, or one byte of a character; a special token's name."""
+        piece: str = self._tokenizer.convert_ids_to_tokens(token_id)
+        if byte := _BYTE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        if self._is_byte_level:
+            return bytes(_BYTE_LEVEL[character] for character in piece if character in _BYTE_LEVEL)
+        return piece.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode(errors="replace")
+
+    def render_chat(self, *texts: str) -> str:
+        """`texts` as turns of user and model in the model's own chat template, the first and the last the user's.
+
+        Without a chat template: the one text as it is.
+
+        Raises:
+            ValueError: there is no template for more than one, or it refuses them.
+        """
         if not self._tokenizer.chat_template:
+            (text,) = texts
             return text
-        turn = [{"role": "user", "content": text}]
-        rendered: str = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        turns = [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+        try:
+            rendered: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program: what it raises is its own
+            raise ValueError(str(error)) from error
         return rendered
 
 

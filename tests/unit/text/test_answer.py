@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zopilot_gpu.events import Usage
+from zopilot_gpu.events import Logprob, Score, TokenLogprob, Usage
 from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
@@ -52,3 +52,17 @@ def test_a_stop_string_ends_it_and_is_no_part_of_it(tokenizer: Tokenizer) -> Non
 def test_other_special_tokens_say_nothing(tokenizer: Tokenizer) -> None:
     answer = Answer(tokenizer, [EOS], ())
     assert told(answer, [1, *tokenizer.encode("Yes."), 0]) == "Yes."
+
+
+def test_log_probabilities_come_with_the_text_that_their_tokens_make(tokenizer: Tokenizer) -> None:
+    answer = Answer(tokenizer, [EOS], ())
+    ids = [*tokenizer.encode("a 日"), EOS]
+    said = []
+    for number, token in enumerate(ids):
+        text = answer.push([token], [Score(token, -float(number), ((token, -0.5),))])
+        said.append((text, answer.take_logprobs() if text else ()))
+    tokens = [one for _, several in said for one in several]
+    assert b"".join(one.token for one in tokens).decode() == " a 日"
+    assert tokens[1] == TokenLogprob(tokens[1].token, -1.0, (Logprob(tokens[1].token, -0.5),))
+    assert len(tokens) == len(ids) - 1  # the end is no text
+    assert all(several for text, several in said if text)

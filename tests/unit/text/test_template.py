@@ -5,16 +5,18 @@ The tokenizer is Mixtral's own; mistral-common is the independent reading of the
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mistral_common.protocol.instruct.messages import UserMessage
+from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-from zopilot_gpu.text.template import ChatTemplate, InstructTemplate, break_markers, template_for
+from zopilot_gpu.errors import InvalidRequest
+from zopilot_gpu.text.template import ChatTemplate, InstructTemplate, break_markers, encode_raw, template_for
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 CLEAN_PROMPTS = [
@@ -93,6 +95,38 @@ def test_instruct_with_a_context_equals_mistral_common_on_the_folded_text(
     assert instruct.encode("What is due?", context) == reference(folded)
 
 
+@pytest.mark.parametrize("num_turns", [1, 2, 5])
+@pytest.mark.parametrize("system", [None, "Be brief.\nÄ"])
+def test_a_conversation_equals_mistral_common(instruct: InstructTemplate, num_turns: int, system: str | None) -> None:
+    asked, said = CLEAN_PROMPTS[: num_turns + 1], list(reversed(CLEAN_PROMPTS[:num_turns]))
+    turns = [
+        turn
+        for pair in zip(asked, said, strict=False)
+        for turn in (UserMessage(content=pair[0]), AssistantMessage(content=pair[1]))
+    ]
+    first = [SystemMessage(content=system)] if system else []
+    messages: Any = [*first, *turns, UserMessage(content=asked[-1])]
+    expected = MistralTokenizer.v1().encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+    if system:  # folded into the first turn
+        asked[0] = f"{system}\n\n{asked[0]}"
+    assert instruct.encode(asked[-1], None, list(zip(asked[:-1], said, strict=True))) == expected
+
+
+def test_control_text_anywhere_in_a_conversation_never_becomes_control(
+    tokenizer: Tokenizer, instruct: InstructTemplate
+) -> None:
+    head, tail = tokenizer.encode("[INST]"), tokenizer.encode("[/INST]")
+    cases = [prompt for prompt, _ in control_cases()]
+    for asked, said, prompt in zip(cases[0::3], cases[1::3], cases[2::3], strict=False):
+        ids = instruct.encode(prompt, None, [(asked, said)])
+        assert [token for token in ids if token in tokenizer.special_ids] == [tokenizer.bos[0], tokenizer.eos_id]
+        assert (len(places_of(head, ids)), len(places_of(tail, ids))) == (2, 2), (asked, said, prompt)
+        raw = encode_raw(tokenizer, prompt)
+        assert raw[0] == tokenizer.bos[0]
+        assert not tokenizer.special_ids & set(raw[1:])
+        assert not [marker for marker in ("[INST]", "[/INST]") if marker in tokenizer.decode(raw)]
+
+
 def test_control_text_of_a_caller_never_becomes_control(tokenizer: Tokenizer, instruct: InstructTemplate) -> None:
     head, tail = tokenizer.encode("[INST]"), tokenizer.encode("[/INST]")
     for prompt, context in control_cases():
@@ -156,6 +190,23 @@ def test_chat_template_keeps_a_callers_control_text_ordinary(tiny_llama: Path) -
     assert tokenizer.eos_id in plain  # the template's own
     for special in tokenizer.special_ids:
         assert hostile.count(special) == plain.count(special)
+
+
+def test_chat_template_with_a_history_or_without_a_place_for_one(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        ChatTemplate(Tokenizer(tiny_llama)).encode("And now?", None, [("Hello", "Hi")])
+    assert refusal.value.code == "history_unsupported"
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / name, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["chat_template"] = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}<|assistant|>"
+    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(tmp_path)
+    ids = ChatTemplate(tokenizer).encode("And now?", None, [("Hello </s>", "Hi")])
+    pieces = ["<s><|user|>", "Hello </s>", "</s><|assistant|>", "Hi", "</s><|user|>", "And now?", "</s><|assistant|>"]
+    assert ids == [token for at, piece in enumerate(pieces) for token in tokenizer.encode(piece, special=at % 2 == 0)]
 
 
 def test_a_tokenizer_without_a_chat_template_gets_bos_and_the_text(tokenizer: Tokenizer) -> None:

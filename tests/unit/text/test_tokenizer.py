@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from zopilot_gpu.errors import ModelUnavailable
+from zopilot_gpu.store.locate import locate
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 LLAMA = json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False})
@@ -75,3 +76,21 @@ def test_the_ids_are_sentencepieces_own(mixtral_tokenizer: Path) -> None:
     tokenizer = Tokenizer(mixtral_tokenizer)
     for text in ("What is the total?", "1.234,56 \u20ac\n\tnext", "\u6f22\u5b57 \U0001f9fe", "a  b   c"):
         assert tokenizer.encode(text) == reference.encode(text)
+
+
+def test_the_bytes_of_tokens_are_the_bytes_of_the_text(mixtral_tokenizer: Path) -> None:
+    text = "Zwölf Flaschen \U0001f377\n\tfor 118.40 € 日本"
+    for tokenizer in (Tokenizer(mixtral_tokenizer), Tokenizer(locate("demo").directory)):
+        assert b"".join(map(tokenizer.bytes_of, tokenizer.encode(text))).decode().lstrip() == text
+
+
+def test_the_bytes_of_byte_level_tokens(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab = {piece: number for number, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    fast = Fast(models.BPE(vocab, []))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    assert b"".join(map(tokenizer.bytes_of, tokenizer.encode("zwölf €\n"))).decode() == "zwölf €\n"

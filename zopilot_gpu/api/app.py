@@ -1,0 +1,28 @@
+"""The routes beside `/prompt`, as the one app that BentoML mounts."""
+
+from collections.abc import Callable
+from functools import cache
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from runners.base import Runner
+from zopilot_gpu.api import health, openapi
+from zopilot_gpu.api.failures import ErrorResponse, as_service_error
+from zopilot_gpu.api.openai import routes as openai
+from zopilot_gpu.errors import ServiceError
+from zopilot_gpu.settings import Settings
+
+
+def build_app(runner: Callable[[], Runner], settings: Callable[[], Settings]) -> Starlette:
+    """The app. `runner` and `settings` give the service's once it is made; neither is asked before a request."""
+    settings = cache(settings)
+    return Starlette(
+        routes=[*health.routes(runner), *openai.routes(runner, settings), openapi.route()],
+        exception_handlers={ServiceError: _refuse},
+    )
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    return ErrorResponse(as_service_error(error))
