@@ -13,13 +13,15 @@ from starlette.responses import Response
 from runners.background import BackgroundRunner
 from runners.base import Runner
 from zopilot_gpu import log
-from zopilot_gpu.api import health, prompt
+from zopilot_gpu.api import health, jobs, prompt
 from zopilot_gpu.api.gate import Gate
 from zopilot_gpu.api.patch import without_timers
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
+from zopilot_gpu.jobs.queue import JobQueue
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
 _made: list[Runner] = []
+_made_jobs: list[JobQueue] = []
 
 
 @bentoml.service(
@@ -30,7 +32,7 @@ _made: list[Runner] = []
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(health.build_app(lambda: _made[-1]))
+@bentoml.asgi_app(health.build_app(lambda: _made[-1], jobs.routes(lambda: _made_jobs[-1])))
 class ZopilotGPU:
     """Mixtral-8x7B-Instruct in 4-bit NF4. See docs/api.md for the routes and docs/settings.md for the settings."""
 
@@ -39,6 +41,8 @@ class ZopilotGPU:
         log.configure(self._settings.log_level)
         self._runner = BackgroundRunner(self._settings)
         _made.append(self._runner)
+        self._jobs = jobs.open_queue(self._settings, self._runner)
+        _made_jobs.append(self._jobs)
 
     @bentoml.api(route="/prompt", input_spec=PromptRequest, output_spec=PromptResponse)
     async def prompt(self, **fields: Any) -> Response:
@@ -52,6 +56,7 @@ class ZopilotGPU:
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Ends all work when the server stops."""
+        await self._jobs.close()
         await self._runner.close()
 
     @bentoml.on_deployment

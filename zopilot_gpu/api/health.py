@@ -6,7 +6,7 @@ paths and remedy) is there for callers with a key.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +25,7 @@ from zopilot_gpu.events import GREEDY, Job
 _STATUS = {"ready": "ok", "loading": "loading", "failed": "unavailable", "closed": "shutting_down"}
 
 
-def build_app(runner: Callable[[], Runner]) -> Starlette:
+def build_app(runner: Callable[[], Runner], more: Sequence[Route] = ()) -> Starlette:
     """The routes beside `/prompt`, as an app that BentoML mounts. `runner` gives the service's runner once it is made."""
     started_s = time.monotonic()
 
@@ -58,6 +58,7 @@ def build_app(runner: Callable[[], Runner]) -> Starlette:
             Route("/ping", ping, methods=["GET"]),
             Route("/warmup", warmup, methods=["POST"]),
             Route("/metrics", series, methods=["GET"]),
+            *more,
         ],
         exception_handlers={ServiceError: _refuse},
     )
@@ -78,7 +79,7 @@ def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
     gpu = {"name": model.pop("gpu_name"), "memory_used_bytes": model.pop("memory_used_bytes")}
     gpu["memory_total_bytes"] = model.pop("memory_total_bytes")
     engine = model.pop("engine")
-    queue = {name: model.pop(name) for name in ("num_running", "num_waiting", "max_waiting")}
+    queue = {name: model.pop(name) for name in ("num_running", "max_running", "num_waiting", "max_waiting")}
     body = {
         "status": _STATUS[state.phase],
         "version": __version__,
