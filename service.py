@@ -32,7 +32,7 @@ _made_jobs: list[JobQueue] = []
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(health.build_app(lambda: _made[-1], jobs.routes(lambda: _made_jobs[-1])))
+@bentoml.asgi_app(health.build_app(lambda: _made[-1], jobs.routes(lambda: _made_jobs[-1]), lambda: _made_jobs[-1].problem))
 class ZopilotGPU:
     """Mixtral-8x7B-Instruct in 4-bit NF4. See docs/api.md for the routes and docs/settings.md for the settings."""
 

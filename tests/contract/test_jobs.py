@@ -1,4 +1,4 @@
-"""`/jobs` on a served instance: the life of a job, batches, idempotency, who sees what, streams, and who has to wait for whom."""
+"""`/jobs` on a served instance: the life of a job, batches, idempotency, who sees what, streams, and who waits for whom."""
 
 import asyncio
 import json
@@ -44,11 +44,9 @@ def ended(client: httpx.Client, job_id: str, timeout_s: float = 60) -> dict[str,
 
 
 def events(response: httpx.Response) -> list[dict[str, str]]:
-    found = []
-    for block in response.text.replace("\r\n", "\n").strip().split("\n\n"):
-        if fields := dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":")):
-            found.append(fields)
-    return found
+    blocks = response.text.replace("\r\n", "\n").strip().split("\n\n")
+    found = [dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":")) for block in blocks]
+    return [fields for fields in found if fields]
 
 
 def test_a_job_is_taken_in_and_its_result_is_what_prompt_answers(client: httpx.Client) -> None:
@@ -209,11 +207,10 @@ def test_a_waiting_and_a_running_job_can_be_cancelled(server: Server, client: ht
 async def test_an_interactive_request_does_not_wait_for_the_jobs(server: Server) -> None:
     async with httpx.AsyncClient(base_url=server.url, headers=server.headers, timeout=60) as client:
         batch = (await client.post("/jobs", json={"prompts": [TALKATIVE] * 40})).json()
-        most, answered = 0, 0
+        most = 0
         for number in range(10):
             assert (await client.post("/prompt", json=asked(number))).status_code == 200
             most = max(most, (await client.get("/health")).json()["queue"]["num_running"])
-            answered += 1
         left = (await client.get(f"/jobs?batch={batch['batch']}&limit=200&state=queued")).json()["jobs"]
         for job in batch["jobs"]:
             await client.delete(f"/jobs/{job['id']}")

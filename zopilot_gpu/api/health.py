@@ -25,12 +25,18 @@ from zopilot_gpu.events import GREEDY, Job
 _STATUS = {"ready": "ok", "loading": "loading", "failed": "unavailable", "closed": "shutting_down"}
 
 
-def build_app(runner: Callable[[], Runner], more: Sequence[Route] = ()) -> Starlette:
+def build_app(
+    runner: Callable[[], Runner], more: Sequence[Route] = (), jobs_problem: Callable[[], str | None] = lambda: None
+) -> Starlette:
     """The routes beside `/prompt`, as an app that BentoML mounts. `runner` gives the service's runner once it is made."""
     started_s = time.monotonic()
 
     async def health(_: Request) -> Response:
-        return JSONResponse(_health_of(runner().state(), time.monotonic() - started_s))
+        authorised = request.current().authorised
+        body = health_of(runner().state(), time.monotonic() - started_s, authorised=authorised)
+        if authorised and (problem := jobs_problem()):
+            body["jobs_problem"] = problem
+        return JSONResponse(body)
 
     async def ping(_: Request) -> Response:
         phase = runner().state().phase
@@ -73,7 +79,8 @@ def _warmup_job() -> Job:
     return Job(info.request_id, "warm-up", None, 1, GREEDY, (), info.arrived_s + 60)
 
 
-def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
+def health_of(state: RunnerState, uptime_s: float, *, authorised: bool) -> dict[str, Any]:
+    """How the service is, as `/health` says it."""
     model = asdict(state)
     problem = model.pop("problem")
     gpu = {"name": model.pop("gpu_name"), "memory_used_bytes": model.pop("memory_used_bytes")}
@@ -89,6 +96,6 @@ def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
         "queue": queue,
         "engine": engine,
     }
-    if problem and request.current().authorised:
+    if problem and authorised:
         body["problem"] = problem
     return body
