@@ -1,10 +1,10 @@
 """The service as a worker of a RunPod queue: jobs come through RunPod's SDK, and are answered by the runner in this process.
 
     {"input": {"endpoint": "/prompt" | "/health", "data": {...}, "api_key": "...", "callback_url": "..."}}
-    {"input": {"prompt": "...", ...}}              the short form: the body of /prompt, with api_key and callback_url beside it
+    {"input": {"prompt": "...", ...}}     the short form: the body of /prompt, with api_key and callback_url beside it
 
-Knows RunPod's jobs; what may be asked and how an answer looks is api's. With `"stream": true` the pieces of the answer come first,
-as `{"text": "..."}`; the last, or only, output is the object that `/prompt` answers with. Try it on this machine:
+Knows RunPod's jobs; what may be asked and how an answer looks is api's. With `"stream": true` the pieces of the answer come
+first, as `{"text": "..."}`; the last, or only, output is the object that `/prompt` answers with. Try it on this machine:
 
     ZOPILOT_GPU_MODEL=demo ZOPILOT_GPU_ALLOW_ANONYMOUS=true python -m zopilot_gpu.queue_worker --rp_serve_api
     curl 127.0.0.1:8000/runsync -H 'Content-Type: application/json' -d @test_input.json
@@ -30,7 +30,7 @@ from zopilot_gpu.api import health, prompt
 from zopilot_gpu.api.failures import as_service_error, error_body
 from zopilot_gpu.api.parse import parse_prompt
 from zopilot_gpu.api.request import RequestInfo
-from zopilot_gpu.api.schemas import PromptResponse
+from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
 from zopilot_gpu.errors import Forbidden, InvalidRequest, Overloaded, Unauthorised
 from zopilot_gpu.jobs.outbox import Outbox
 from zopilot_gpu.settings import Settings, SettingsError, load_settings
@@ -139,7 +139,7 @@ class Worker:
             endpoint, data = "/prompt", whole
         if not (endpoint == "/health" and self._settings.health_check_public):
             self._authorise(key, info)
-        if endpoint not in {"/prompt", "/health"}:
+        if endpoint not in ("/prompt", "/health"):
             raise InvalidRequest(404, "not_found", "There is no such endpoint: /prompt and /health are.")
         if callback_url is not None:
             if not isinstance(callback_url, str):
@@ -175,7 +175,7 @@ def _as_body(data: object, max_bytes: int) -> bytes:
 async def _gathered(pieces: AsyncGenerator[str | PromptResponse, None]) -> AsyncGenerator[str | PromptResponse, None]:
     """The same, with what came while the last piece was being sent as one piece: RunPod takes one at a time.
 
-    NOTE: RunPod cancels the task that iterates, which may be waiting in the SDK and not in here: the reader ends with that task.
+    NOTE: RunPod cancels the task that iterates, which may be waiting in the SDK and not in here: the reader ends with it.
     """
     arrived: list[str | PromptResponse] = []
     more = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A RunPod queue worker: jobs through the SDK's local server, and through its real loops against a stand-in for RunPod's API."""
+"""A RunPod queue worker: jobs through the SDK's local server, and through its real loops against a stand-in for its API."""
 
 import asyncio
 import json
