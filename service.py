@@ -4,7 +4,9 @@
 `bentoml build` imports this file on machines without a GPU or a model.
 """
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import bentoml
@@ -62,12 +64,15 @@ class ZopilotGPU:
     @bentoml.on_deployment
     @staticmethod
     def refuse_to_start_without_settings() -> None:
-        """Runs once before any worker: a wrong environment ends the start with one sentence."""
+        """Runs once before any worker: a wrong environment ends the start with one sentence; another face takes over here."""
         try:
-            load_settings()
+            settings = load_settings()
         except SettingsError as error:
             print(f"zopilot-gpu: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        if settings.face == "runpod-queue":
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+            os.execv(sys.executable, [sys.executable, "-m", "zopilot_gpu.queue_worker"])  # noqa: S606  (our own command)
 
 
 without_timers()

@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
 import sys
 import time
 import uuid
@@ -214,6 +215,8 @@ def main() -> None:
         sys.stderr.write(f"zopilot-gpu: {error}\n")
         raise SystemExit(2) from None
     log.configure(settings.log_level)
+    # NOTE: at debug, its default, the SDK logs every output; what it says at info is jobs' ids.
+    os.environ["RUNPOD_LOG_LEVEL"] = {"warning": "WARN", "error": "ERROR"}.get(settings.log_level, "INFO")
     try:
         import runpod  # noqa: PLC0415  (an extra; it takes a second)
     except ImportError:

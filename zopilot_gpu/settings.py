@@ -4,6 +4,7 @@ Each field's description is its row in `docs/settings.md` (a test holds the two 
 `ZOPILOT_GPU_API_KEY=k python -c "from zopilot_gpu.settings import Settings; print(Settings())"`.
 """
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -113,8 +114,8 @@ class Settings(BaseSettings):
     )
     callback_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="Hosts that callbacks may go to, comma-separated: `name`, `name:port`, an address, or a network "
-        "(`10.1.0.0/16`) whose addresses need not be public. Empty: no callbacks.",
+        description="Hosts that callbacks may go to, comma-separated: `name`, `name:port` or an address; and networks "
+        "(`10.1.0.0/16`) that need not be public for those names to lead there. Empty: no callbacks.",
     )
     callback_secret: SecretStr | None = Field(
         default=None, min_length=16, description="What callbacks are signed with; needed where there are callback hosts."
@@ -150,6 +151,18 @@ class Settings(BaseSettings):
         if self.callback_hosts and not self.callback_secret:
             raise ValueError("Callbacks are signed: set ZOPILOT_GPU_CALLBACK_SECRET beside ZOPILOT_GPU_CALLBACK_HOSTS.")
         return self
+
+    @field_validator("callback_hosts")
+    @classmethod
+    def _networks_are_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            try:
+                _ = "/" in entry and ip_network(entry)
+            except ValueError:
+                raise ValueError(
+                    "an entry with a slash must be a network, like 10.1.0.0/16; hosts have no scheme or path"
+                ) from None
+        return entries
 
 
 def load_settings() -> Settings:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,13 +25,15 @@ ASKED = {"prompt": "What is the total?", "context": {"vendor": "Acme", "total": 
 
 
 @contextmanager
-def working(directory: Path, *arguments: str, **env: str) -> Iterator["subprocess.Popen[bytes]"]:
+def working(
+    directory: Path, *arguments: str, module: Sequence[str] = ("zopilot_gpu.queue_worker",), **env: str
+) -> Iterator["subprocess.Popen[bytes]"]:
     """`python -m zopilot_gpu.queue_worker` with the demo model, in a process of its own."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     settings = {"ZOPILOT_GPU_MODEL": "demo", "ZOPILOT_GPU_DEVICE": "cpu", "ZOPILOT_GPU_API_KEY": KEY, "HF_HUB_OFFLINE": "1"}
     settings |= {"ZOPILOT_GPU_JOBS_PATH": str(directory / "outbox.db"), "PYTHONPATH": str(ROOT)}
     settings |= {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true", "RUNPOD_SKIP_GPU_CHECK": "true"}
-    command = [sys.executable, "-m", "zopilot_gpu.queue_worker", *arguments]
+    command = [sys.executable, "-m", *module, *arguments]
     with (directory / "worker.log").open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=inherited | settings | env, stdout=output, stderr=output)
         try:
@@ -241,6 +243,24 @@ def test_the_worker_takes_streams_stops_and_reports_as_runpod_asks(tmp_path: Pat
     finally:
         runpod.shutdown()
         runpod.server_close()
+
+
+def test_the_image_of_the_service_becomes_a_worker_by_one_setting_and_its_log_tells_no_answers(tmp_path: Path) -> None:
+    runpod = RunPod()
+    threading.Thread(target=runpod.serve_forever, daemon=True).start()
+    context = {"vendor": "Acme", "total": "734219.65"}
+    runpod.to_take = [{"id": "one", "input": ASKED | {"context": context, "api_key": KEY, "stream": True}}]
+    env = runpod.env | {"ZOPILOT_GPU_FACE": "runpod-queue", "ZOPILOT_GPU_LOG_LEVEL": "debug", "RUNPOD_DEBUG_LEVEL": "DEBUG"}
+    try:
+        with working(tmp_path, module=["bentoml", "serve", "service:ZopilotGPU", "--port", str(free_port())], **env):
+            wait_for(lambda: "one" in runpod.done)
+        assert runpod.done["one"]["output"][-1]["output"] == "734219.65"
+    finally:
+        runpod.shutdown()
+        runpod.server_close()
+    log = (tmp_path / "worker.log").read_text()
+    assert '"model_ready"' in log
+    assert [word for word in ("734219", "Acme", KEY) if word in log] == []
 
 
 def test_without_a_key_the_worker_refuses_to_start_and_says_how(tmp_path: Path) -> None:

@@ -37,14 +37,15 @@ class Destination:
 
 
 class Policy:
-    """The operator's list: hosts (`name`, `name:port`, an address) and networks (`10.1.0.0/16`) that need not be public.
+    """The operator's list: hosts (`name`, `name:port`, an address), and networks (`10.1.0.0/16`) that names may lead into.
 
-    A host without a port stands for the usual one of its scheme. Nothing is a pattern.
+    A host without a port stands for the usual one of its scheme. Nothing is a pattern. An address on the list may be called by
+    that address, public or not; it opens no way for a name that leads to it.
     """
 
     def __init__(self, entries: tuple[str, ...], *, allow_http: bool) -> None:
         self._hosts = {entry.lower() for entry in entries if "/" not in entry}
-        self._networks = [network for entry in entries if (network := _network(entry))]
+        self._networks: list[Network] = [ipaddress.ip_network(entry) for entry in entries if "/" in entry]
         self._schemes = {"https": 443} | ({"http": 80} if allow_http else {})
 
     def check(self, url: str) -> Destination:
@@ -70,12 +71,10 @@ class Policy:
         on_list = f"{listed}:{port}" in self._hosts or (port == usual and (host in self._hosts or listed in self._hosts))
         if port > 65535 or not on_list or urlsplit(url).hostname != host:
             raise _refusal("its host is not on this service's list")
-        if address is not None and not self.may_reach(address):
-            raise _refusal("its host is not on this service's list")
         return Destination(url, host, port, address)
 
     def may_reach(self, address: Address) -> bool:
-        """Whether a connection to this address is allowed: a public one, or one in a network on the list."""
+        """Whether a name may lead to this address: a public one, or one in a network on the list."""
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         if mapped is not None:
             address = mapped
@@ -92,17 +91,6 @@ def _address(host: str) -> Address | None:
         return ipaddress.IPv6Address(host[1:-1]) if host.startswith("[") else ipaddress.IPv4Address(host)
     except ValueError:
         return None
-
-
-def _network(entry: str) -> Network | None:
-    """The network that an entry is, if it is one: `10.1.0.0/16`, an address, an address with a port."""
-    bare = entry.partition("]")[0].strip("[") if entry.startswith("[") else entry
-    for candidate in (bare, bare.rpartition(":")[0]):
-        try:
-            return ipaddress.ip_network(candidate)
-        except ValueError:
-            continue
-    return None
 
 
 def _refusal(reason: str) -> InvalidRequest:
