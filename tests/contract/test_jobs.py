@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.conftest import KEY, Serve, Server
+from tests.conftest import KEY, ROOT, Serve, Server
 from zopilot_gpu.api.schemas import PromptResponse
 
 OTHER_KEY = "key-of-somebody-else"
@@ -230,6 +234,26 @@ async def test_keys_take_turns(server: Server) -> None:
         for job in flood["jobs"]:
             await client.delete(f"/jobs/{job['id']}")
     assert len(left) > 40
+
+
+def test_the_command_line_submits_watches_lists_and_cancels(server: Server, tmp_path: Path) -> None:
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", "from zopilot_gpu.cli import app; app()", "jobs", *arguments]
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "ZOPILOT_GPU_URL": server.url, "ZOPILOT_GPU_API_KEY": KEY}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    context = tmp_path / "invoice.json"
+    context.write_text(json.dumps(asked(2)["context"]))
+    job_id = run("submit", "What is the total?", "--context", str(context)).stdout.strip()
+    assert run("watch", job_id).stdout == "28.25\n"
+    assert json.loads(run("get", job_id).stdout)["result"]["output"] == "28.25"
+    assert job_id in run("ls", "--state", "done").stdout
+    assert run("cancel", job_id).stdout == "done\n"
+    missing = run("get", "nothing")
+    assert (missing.returncode, missing.stderr) == (1, "zopilot-gpu: There is no such job, or not with this key.\n")
+    many = tmp_path / "many.json"
+    many.write_text(json.dumps({"prompts": [asked(1), asked(2)]}))
+    assert len(run("submit", "--body", str(many)).stdout.split()) == 2
 
 
 def test_the_line_is_bounded(serve: Serve) -> None:

@@ -2,16 +2,18 @@
 
 zopilot-gpu serve [--demo]        start the service on this machine
 zopilot-gpu prompt "..." [...]    ask a running service
+zopilot-gpu jobs submit "..."     ask now, collect later: submit, get, watch, cancel, ls
 zopilot-gpu bench serve [...]     load a running service and measure its answers
 """
 
 import typer
 
-from zopilot_gpu.cli import bench
+from zopilot_gpu.cli import bench, jobs
 from zopilot_gpu.cli.prompt import prompt
 from zopilot_gpu.cli.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Mixtral in 4-bit NF4 behind POST /prompt.")
 app.command()(serve)
 app.command()(prompt)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
