@@ -78,7 +78,8 @@ class Courier:
             except sqlite3.Error as error:
                 _log.error("outbox_failed", exc_info=error)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), min(_LOOK_S, self._retry_s))
+                async with asyncio.timeout(min(_LOOK_S, self._retry_s)):
+                    await self._wake.wait()
 
     async def _deliver(self, store: Store, delivery_id: str, url: str, body: str, num_tries: int) -> None:
         problem = await self._try(delivery_id, url, body.encode())

@@ -4,7 +4,7 @@
                  ▲─────────╯ the process died, is stopped, or the runner was full
 
 The line stands behind interactive requests: a job begins only while nobody waits for the runner. Between keys turns are taken:
-next is the oldest job of the key with the fewest running.
+next is the oldest job of the key with the fewest running, and of those the one whose last turn is longest ago.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ class JobQueue:
         self._board = Board()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._owners: Counter[bytes] = Counter()
+        self._turns: dict[bytes, int] = {}  # when each key had its last turn
         self._wake = asyncio.Event()
         self._not_before_s = 0.0
         self._stopping = False
@@ -148,7 +149,8 @@ class JobQueue:
                 _log.error("jobs_failed", exc_info=error)
                 await asyncio.sleep(_REOPEN_S)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):  # NOTE: wait_for of 3.11 can swallow the cancellation that ends us
+                    await self._wake.wait()
 
     async def _open(self) -> Store:
         while True:
@@ -176,13 +178,14 @@ class JobQueue:
             firsts = await store.read("SELECT owner, MIN(seq) FROM jobs WHERE state = 'queued' GROUP BY owner")
             if not firsts:
                 return
-            _, seq = min(firsts, key=lambda row: (self._owners[row[0]], row[1]))
+            _, seq = min(firsts, key=lambda row: (self._owners[row[0]], self._turns.get(row[0], 0), row[1]))
             (found,) = await store.records("seq = ?", (seq,))
             record = await store.start(found.job_id, time.time())
             if record:
                 live = self._board.of(record.job_id)
                 live.begin(record.attempt)
                 self._owners[record.owner] += 1
+                self._turns[record.owner] = max(self._turns.values(), default=0) + 1
                 self._running[record.job_id] = asyncio.create_task(self._perform(record, live))
                 await asyncio.sleep(0.005)  # the runner counts it before the next is looked at
 
