@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from tests.conftest import KEY, ROOT, free_port
+from tests.faults.receiver import Receiver
 from zopilot_gpu.api.schemas import PromptResponse
 
 TALKATIVE = {"prompt": "Return all fields as JSON.", "context": {f"field_{n}": f"value {n}" for n in range(12)}}
@@ -243,6 +244,27 @@ def test_the_worker_takes_streams_stops_and_reports_as_runpod_asks(tmp_path: Pat
     finally:
         runpod.shutdown()
         runpod.server_close()
+
+
+def test_a_result_is_called_back_signed_and_the_job_does_not_wait_for_it(tmp_path: Path) -> None:
+    runpod = RunPod()
+    threading.Thread(target=runpod.serve_forever, daemon=True).start()
+    with Receiver() as receiver:
+        url = f"http://{receiver.host}/done"
+        runpod.to_take = [{"id": "one", "input": ASKED | {"api_key": KEY, "callback_url": url}}]
+        try:
+            with working(tmp_path, ZOPILOT_GPU_CALLBACK_RETRY_S="0.2", **receiver.env, **runpod.env):
+                wait_for(lambda: "one" in runpod.done)  # while the receiver answers 503
+                wait_for(lambda: receiver.num_refused > 0)
+                receiver.status = 204
+                wait_for(lambda: receiver.deliveries)
+        finally:
+            runpod.shutdown()
+            runpod.server_close()
+        ((body,),) = receiver.deliveries.values()
+        assert receiver.num_unsigned == 0
+    assert (body["type"], body["job"]["id"]) == ("job.done", "one")
+    assert body["job"]["result"] == runpod.done["one"]["output"][-1]
 
 
 def test_the_image_of_the_service_becomes_a_worker_by_one_setting_and_its_log_tells_no_answers(tmp_path: Path) -> None:

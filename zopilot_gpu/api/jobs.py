@@ -89,7 +89,7 @@ def routes(queue: Callable[[], JobQueue]) -> Sequence[Route]:
         return JSONResponse(whole_view(await _own(queue(), asked)))
 
     async def cancel(asked: Request) -> Response:
-        record = await queue().cancel(request.current().owner, asked.path_params["job_id"])
+        record = await queue().cancel(request.current().owner, asked.path_params["id"])
         return JSONResponse(whole_view(_found(record)))
 
     async def events(asked: Request) -> Response:
@@ -103,9 +103,9 @@ def routes(queue: Callable[[], JobQueue]) -> Sequence[Route]:
     return [
         Route("/jobs", submit, methods=["POST"]),
         Route("/jobs", page, methods=["GET"]),
-        Route("/jobs/{job_id}", one, methods=["GET"]),
-        Route("/jobs/{job_id}", cancel, methods=["DELETE"]),
-        Route("/jobs/{job_id}/events", events, methods=["GET"]),
+        Route("/jobs/{id}", one, methods=["GET"]),
+        Route("/jobs/{id}", cancel, methods=["DELETE"]),
+        Route("/jobs/{id}/events", events, methods=["GET"]),
     ]
 
 
@@ -224,7 +224,7 @@ def _sse(event: str, data: dict[str, Any], event_id: str | None = None) -> Serve
 
 
 async def _own(queue: JobQueue, asked: Request) -> Record:
-    return _found(await queue.store.get(request.current().owner, asked.path_params["job_id"]))
+    return _found(await queue.store.get(request.current().owner, asked.path_params["id"]))
 
 
 def _found(record: Record | None) -> Record:
