@@ -4,7 +4,9 @@
 `bentoml build` imports this file on machines without a GPU or a model.
 """
 
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import bentoml
@@ -13,16 +15,18 @@ from starlette.responses import Response
 from runners.background import BackgroundRunner
 from runners.base import Runner
 from zopilot_gpu import log
-from zopilot_gpu.api import prompt
+from zopilot_gpu.api import jobs, prompt
 from zopilot_gpu.api.app import build_app
 from zopilot_gpu.api.gate import Gate
 from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.patch import without_timers
 from zopilot_gpu.api.quota import Quota
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
+from zopilot_gpu.jobs.queue import JobQueue
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
 _made: list[Runner] = []
+_made_jobs: list[JobQueue] = []
 
 
 @bentoml.service(
@@ -33,7 +37,7 @@ _made: list[Runner] = []
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(build_app(lambda: _made[-1], load_settings))
+@bentoml.asgi_app(build_app(lambda: _made[-1], load_settings, lambda: _made_jobs[-1]))
 class ZopilotGPU:
     """Mixtral-8x7B-Instruct in 4-bit NF4. See docs/api.md for the routes and docs/settings.md for the settings."""
 
@@ -42,6 +46,8 @@ class ZopilotGPU:
         log.configure(self._settings.log_level)
         self._runner = Quota(BackgroundRunner(self._settings), ring_of(self._settings))
         _made.append(self._runner)
+        self._jobs = jobs.open_queue(self._settings, self._runner)
+        _made_jobs.append(self._jobs)
 
     @bentoml.api(route="/prompt", input_spec=PromptRequest, output_spec=PromptResponse)
     async def prompt(self, **fields: Any) -> Response:
@@ -55,17 +61,22 @@ class ZopilotGPU:
     @bentoml.on_shutdown
     async def close(self) -> None:
         """Ends all work when the server stops."""
+        await self._jobs.close()
         await self._runner.close()
 
     @bentoml.on_deployment
     @staticmethod
     def refuse_to_start_without_settings() -> None:
-        """Runs once before any worker: a wrong environment ends the start with one sentence."""
+        """Runs once before any worker: a wrong environment ends the start with one sentence; another face takes over here."""
         try:
-            ring_of(load_settings())
+            settings = load_settings()
+            ring_of(settings)
         except SettingsError as error:
             print(f"zopilot-gpu: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        if settings.face == "runpod-queue":
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+            os.execv(sys.executable, [sys.executable, "-m", "zopilot_gpu.queue_worker"])  # noqa: S606  (our own command)
 
 
 without_timers()

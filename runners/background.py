@@ -102,6 +102,7 @@ class BackgroundRunner:
             memory_used_bytes=now.memory_used_bytes,
             memory_total_bytes=now.memory_total_bytes,
             engine=now.engine,
+            max_running=now.max_running,
         )
         if now.problem and state.phase == "ready":
             return replace(state, phase="failed", step="failed", problem=now.problem)

@@ -85,7 +85,7 @@ class MixtralBackend:
         num_waiting = self._admission.num_in_flight - num_running
         stalled_s = self._loop.stalled_s
         problem = f"The engine has not moved for {stalled_s:.0f} s." if stalled_s > _STALLED_S else None
-        return BackendState(num_running, num_waiting, problem, *self._memory, engine=self._stats())
+        return BackendState(num_running, num_waiting, problem, *self._memory, engine=self._stats(), max_running=_MAX_RUNNING)
 
     def _stats(self) -> EngineStats:
         scheduler, pool, loop = self._engine.scheduler, self._engine.scheduler.pool, self._loop

@@ -1,11 +1,13 @@
 """Every way in which the service says no, as one tree. Knows codes, statuses and sentences; refuses causes.
 
     ServiceError                     code                        status
-    ├── InvalidRequest               (given)                     400 · 404 · 405 · 408 · 413 · 415 · 422
+    ├── InvalidRequest               (given)                     400 · 404 · 405 · 408 · 409 · 413 · 415 · 422
     ├── Unauthorised                 api_key_missing             401
     ├── Forbidden                    api_key_invalid             403
     ├── Overloaded                   overloaded                  429 + Retry-After
     ├── RateLimited                  rate_limited                429 + Retry-After
+    ├── JobsFull                     jobs_full                   429 + Retry-After
+    ├── JobsUnavailable              jobs_unavailable            503 + Retry-After
     ├── ModelLoading                 model_loading               503 + Retry-After
     ├── ModelUnavailable             model_unavailable           503
     ├── OutOfMemory                  out_of_memory               503 + Retry-After
@@ -80,6 +82,22 @@ class RateLimited(ServiceError):
     code = "rate_limited"
     status = 429
     message = "This key has used what it may. Try again later."
+
+
+class JobsFull(ServiceError):
+    """No more jobs are taken in."""
+
+    code = "jobs_full"
+    status = 429
+    message = "The service keeps as many jobs as it may. Try again later."
+
+
+class JobsUnavailable(ServiceError):
+    """The jobs can't be read or written now."""
+
+    code = "jobs_unavailable"
+    status = 503
+    message = "The service can't keep jobs now. Try again later; POST /prompt needs none."
 
 
 class ModelLoading(ServiceError):

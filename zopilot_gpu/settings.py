@@ -4,6 +4,7 @@ Each field's description is its row in `docs/settings.md` (a test holds the two 
 `ZOPILOT_GPU_API_KEY=k python -c "from zopilot_gpu.settings import Settings; print(Settings())"`.
 """
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -105,10 +106,48 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(default=10.0, gt=0, le=600, description="Longest time a body may take to arrive, in seconds.")
     max_headers: int = Field(default=64, ge=8, le=1000, description="Most header lines in a request.")
     max_header_bytes: int = Field(default=16_384, ge=1024, le=1_048_576, description="Most header bytes in a request.")
+    jobs_path: Path | None = Field(
+        default=None,
+        description="The file that holds the jobs, on a disk that keeps locks. Unset: `~/.local/state/zopilot-gpu/jobs.db`.",
+    )
+    jobs_running: int = Field(
+        default=8, ge=1, le=256, description="Jobs that run at once, at most; they begin only while no request waits."
+    )
+    jobs_max: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Jobs that may be open, and ended ones that are kept."
+    )
+    jobs_max_bytes: int = Field(
+        default=1_073_741_824, ge=1_048_576, le=2**40, description="What the jobs may take on disk, in bytes."
+    )
+    jobs_retention_s: float = Field(
+        default=86_400.0, ge=1, le=31_536_000, description="How long a job is kept after it has ended, in seconds."
+    )
+    callback_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts that callbacks may go to, comma-separated: `name`, `name:port` or an address; and networks "
+        "(`10.1.0.0/16`) that need not be public for those names to lead there. Empty: no callbacks.",
+    )
+    callback_secret: SecretStr | None = Field(
+        default=None, min_length=16, description="What callbacks are signed with; needed where there are callback hosts."
+    )
+    callback_allow_http: bool = Field(default=False, description="`true` sends callbacks to `http` URLs too.")
+    callback_retry_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Wait before the second of five tries, in seconds; each next one is four times as long.",
+    )
+    face: Literal["http", "runpod-queue"] = Field(
+        default="http", description="What the image starts: the HTTP service, or a worker of a RunPod queue (docs/runpod.md)."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least severe level logged.")
     port: int = Field(default=3000, ge=1, le=65535, validation_alias="PORT", description="Port that `make serve` listens on.")
 
-    @field_validator("api_key", "allowed_origins", mode="before")
+    def jobs_file(self) -> Path:
+        """Where the jobs are."""
+        return self.jobs_path or Path.home() / ".local" / "state" / "zopilot-gpu" / "jobs.db"
+
+    @field_validator("api_key", "allowed_origins", "callback_hosts", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
@@ -119,7 +158,21 @@ class Settings(BaseSettings):
     def _a_key_or_a_decision(self) -> Self:
         if not self.api_key and not self.keys_file and not self.allow_anonymous:
             raise ValueError(NO_KEY)
+        if self.callback_hosts and not self.callback_secret:
+            raise ValueError("Callbacks are signed: set ZOPILOT_GPU_CALLBACK_SECRET beside ZOPILOT_GPU_CALLBACK_HOSTS.")
         return self
+
+    @field_validator("callback_hosts")
+    @classmethod
+    def _networks_are_networks(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            try:
+                _ = "/" in entry and ip_network(entry)
+            except ValueError:
+                raise ValueError(
+                    "an entry with a slash must be a network, like 10.1.0.0/16; hosts have no scheme or path"
+                ) from None
+        return entries
 
 
 def load_settings() -> Settings:

@@ -8,18 +8,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from runners.base import Runner
-from zopilot_gpu.api import health, openapi
+from zopilot_gpu.api import health, jobs, openapi
 from zopilot_gpu.api.failures import ErrorResponse, as_service_error
 from zopilot_gpu.api.openai import routes as openai
 from zopilot_gpu.errors import ServiceError
+from zopilot_gpu.jobs.queue import JobQueue
 from zopilot_gpu.settings import Settings
 
 
-def build_app(runner: Callable[[], Runner], settings: Callable[[], Settings]) -> Starlette:
-    """The app. `runner` and `settings` give the service's once it is made; neither is asked before a request."""
+def build_app(runner: Callable[[], Runner], settings: Callable[[], Settings], queue: Callable[[], JobQueue]) -> Starlette:
+    """The app. `runner`, `settings` and `queue` give the service's once it is made; none is asked before a request."""
     settings = cache(settings)
     return Starlette(
-        routes=[*health.routes(runner), *openai.routes(runner, settings), openapi.route()],
+        routes=[
+            *health.routes(runner, lambda: queue().problem),
+            *openai.routes(runner, settings),
+            *jobs.routes(queue),
+            openapi.route(),
+        ],
         exception_handlers={ServiceError: _refuse},
     )
 

@@ -24,12 +24,16 @@ from zopilot_gpu.events import GREEDY, Job
 _STATUS = {"ready": "ok", "loading": "loading", "failed": "unavailable", "closed": "shutting_down"}
 
 
-def routes(runner: Callable[[], Runner]) -> list[Route]:
-    """The routes. `runner` gives the service's runner once it is made."""
+def routes(runner: Callable[[], Runner], jobs_problem: Callable[[], str | None]) -> list[Route]:
+    """The routes. `runner` gives the service's runner once it is made; `jobs_problem` what keeps jobs from being kept."""
     started_s = time.monotonic()
 
     async def health(_: Request) -> Response:
-        return JSONResponse(_health_of(runner().state(), time.monotonic() - started_s))
+        authorised = request.current().authorised
+        body = health_of(runner().state(), time.monotonic() - started_s, authorised=authorised)
+        if authorised and (problem := jobs_problem()):
+            body["jobs_problem"] = problem
+        return JSONResponse(body)
 
     async def ping(_: Request) -> Response:
         phase = runner().state().phase
@@ -64,13 +68,14 @@ def _warmup_job() -> Job:
     return Job(info.request_id, "warm-up", None, 1, GREEDY, (), info.arrived_s + 60)
 
 
-def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
+def health_of(state: RunnerState, uptime_s: float, *, authorised: bool) -> dict[str, Any]:
+    """How the service is, as `/health` says it."""
     model = asdict(state)
     problem = model.pop("problem")
     gpu = {"name": model.pop("gpu_name"), "memory_used_bytes": model.pop("memory_used_bytes")}
     gpu["memory_total_bytes"] = model.pop("memory_total_bytes")
     engine = model.pop("engine")
-    queue = {name: model.pop(name) for name in ("num_running", "num_waiting", "max_waiting")}
+    queue = {name: model.pop(name) for name in ("num_running", "max_running", "num_waiting", "max_waiting")}
     body = {
         "status": _STATUS[state.phase],
         "version": __version__,
@@ -80,6 +85,6 @@ def _health_of(state: RunnerState, uptime_s: float) -> dict[str, Any]:
         "queue": queue,
         "engine": engine,
     }
-    if problem and request.current().authorised:
+    if problem and authorised:
         body["problem"] = problem
     return body

@@ -15,9 +15,21 @@ from zopilot_gpu.events import Done, Usage
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _ROUTES = frozenset(
-    {"/playground", "/prompt", "/health", "/warmup", "/ping", "/livez", "/readyz", "/metrics", "/schema.json", "/docs.json"}
+    {
+        "/playground",
+        "/prompt",
+        "/health",
+        "/warmup",
+        "/ping",
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/schema.json",
+        "/docs.json",
+        "/jobs",
+    }
 )
-_ROUTES |= {"/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions"}
+_ROUTES |= {"/openapi.json", "/v1/models", "/v1/chat/completions", "/v1/completions", "/jobs"}
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 REGISTRY = CollectorRegistry()
@@ -94,7 +106,7 @@ REGISTRY.register(_engine)
 
 def observe_request(path: str, status: int | None, seconds: float) -> None:
     """Counts one exchange. A client that left before its answer has the status `gone`; unknown paths share a label."""
-    route = path if path in _ROUTES else "other"
+    route = path if path in _ROUTES else "/jobs/{id}" if path.startswith("/jobs/") else "other"
     _requests.labels(route, "gone" if status is None else str(status)).inc()
     _request_s.labels(route).observe(seconds)
 

@@ -4,9 +4,9 @@ A body that is no JSON is 400; JSON that is no valid request is 422, with the na
 """
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from zopilot_gpu.api import json_schema
@@ -17,6 +17,7 @@ from zopilot_gpu.api.schemas import PARSED, PromptRequest
 from zopilot_gpu.errors import InvalidRequest
 from zopilot_gpu.events import Job, Sampling
 
+_Model = TypeVar("_Model", bound=BaseModel)
 _MOST_PROBLEMS = 5
 _GREEDY_BELOW = 0.01  # dividing logits by less overflows
 
@@ -46,10 +47,30 @@ def parse_prompt(body: bytes) -> PromptRequest:
     Raises:
         InvalidRequest: 400 where it is not JSON, 422 where it is not a valid request.
     """
+    parsed = read_as(PromptRequest, body)
+    check(parsed)
+    return parsed
+
+
+def read_as(model: type[_Model], body: bytes | str) -> _Model:
+    """The `model` in `body`, for its types and bounds.
+
+    Raises:
+        InvalidRequest: 400 where it is not JSON, 422 where it is not a valid request.
+    """
     try:
-        parsed: PromptRequest = PromptRequest.model_validate_json(body)
+        parsed: _Model = model.model_validate_json(body)
     except ValidationError as error:
         raise _refusal(error) from None
+    return parsed
+
+
+def check(parsed: PromptRequest) -> None:
+    """What types and bounds do not say.
+
+    Raises:
+        InvalidRequest: 422.
+    """
     if not parsed.prompt.strip():
         raise _invalid("prompt: must not be empty")
     if "\0" in parsed.prompt or any("\0" in stop for stop in parsed.stop):
@@ -62,7 +83,6 @@ def parse_prompt(body: bytes) -> PromptRequest:
         raise _invalid("min_tokens: must not be above max_tokens")
     if parsed.json_schema is not None and parsed.stop:
         raise _invalid("stop: can't be used with json_schema, which says where the answer ends")
-    return parsed
 
 
 def job_of(request: PromptRequest, info: RequestInfo, timeout_s: float) -> Job:

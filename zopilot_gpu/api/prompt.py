@@ -37,10 +37,7 @@ async def answer(runner: Runner, asked: PromptRequest, timeout_s: float) -> Resp
     """The response to `asked`; errors are responses too."""
     info = request.current()
     try:
-        job = await asyncio.to_thread(job_of, asked, info, timeout_s)
-        events = runner.generate(job)
-        first = await anext(events)
-        telling = _Telling(job, runner.state().model, info, _rejoin(first, events))
+        telling = await begin(runner, asked, info, timeout_s)
         if asked.stream:
             return EventSourceResponse(
                 telling.as_stream(),
@@ -53,6 +50,18 @@ async def answer(runner: Runner, asked: PromptRequest, timeout_s: float) -> Resp
         return ErrorResponse(as_service_error(error))
 
 
+async def begin(runner: Runner, asked: PromptRequest, info: request.RequestInfo, timeout_s: float) -> "Telling":
+    """The answer to `asked`, from its first event on.
+
+    Raises:
+        ServiceError: it is refused.
+    """
+    job = await asyncio.to_thread(job_of, asked, info, timeout_s)
+    events = runner.generate(job)
+    first = await anext(events)
+    return Telling(job, runner.state().model, info, _rejoin(first, events))
+
+
 async def _rejoin(first: Event, rest: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
     try:
         yield first
@@ -62,7 +71,7 @@ async def _rejoin(first: Event, rest: AsyncGenerator[Event, None]) -> AsyncGener
         await rest.aclose()
 
 
-class _Telling:
+class Telling:
     """One answer being told."""
 
     def __init__(self, job: Job, model: str, info: request.RequestInfo, events: AsyncGenerator[Event, None]) -> None:
@@ -71,20 +80,28 @@ class _Telling:
         self._first_s = 0.0
 
     async def as_whole(self) -> PromptResponse:
-        async for piece in self._texts():
-            self._pieces.append(piece)
+        """The answer, once it is whole."""
+        async for _ in self._texts():
+            pass
         return await self._finish()
 
+    async def as_pieces(self) -> AsyncGenerator[str | PromptResponse, None]:
+        """Its text piece by piece, and then the whole answer."""
+        async with contextlib.aclosing(self._texts()) as texts:
+            async for piece in texts:
+                yield piece
+        yield await self._finish()
+
     async def as_stream(self) -> AsyncIterator[ServerSentEvent]:
+        """The same as server-sent events."""
         try:
             async for piece in self._texts():
-                self._pieces.append(piece)
                 yield _sse("text", json.dumps({"text": piece}))
             yield _sse("done", json.dumps((await self._finish()).model_dump()))
         except Exception as error:  # noqa: BLE001  (a border: the stream has begun, so the error goes into it)
             yield _sse("error", json.dumps(error_body(as_service_error(error), self._info.request_id)))
 
-    async def _texts(self) -> AsyncIterator[str]:
+    async def _texts(self) -> AsyncGenerator[str, None]:
         async with contextlib.aclosing(self._events) as events:
             async for event in events:
                 match event:
@@ -92,6 +109,7 @@ class _Telling:
                         if not self._pieces:
                             self._first_s = self._elapsed_s()
                             metrics.observe_first_text(self._first_s)
+                        self._pieces.append(text)
                         yield text
                     case Done():
                         metrics.observe_done(event, self._elapsed_s() - self._first_s)

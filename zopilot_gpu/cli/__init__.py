@@ -3,6 +3,7 @@
 zopilot-gpu serve [--demo]        start the service on this machine
 zopilot-gpu prompt "..." [...]    ask a running service
 zopilot-gpu chat [...]            talk with a running service
+zopilot-gpu jobs submit "..."     ask now, collect later: submit, get, watch, cancel, ls
 zopilot-gpu bench serve [...]     load a running service and measure its answers
 zopilot-gpu prepare [...]         pack a model before a service needs it
 zopilot-gpu store ls|verify|gc    what is packed on the volumes
@@ -10,7 +11,7 @@ zopilot-gpu store ls|verify|gc    what is packed on the volumes
 
 import typer
 
-from zopilot_gpu.cli import bench
+from zopilot_gpu.cli import bench, jobs
 from zopilot_gpu.cli.chat import chat
 from zopilot_gpu.cli.prepare import prepare
 from zopilot_gpu.cli.prompt import prompt
@@ -21,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Mixtral in 4
 app.command()(serve)
 app.command()(prompt)
 app.command()(chat)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 app.command()(prepare)
 app.add_typer(store, name="store")

@@ -56,7 +56,7 @@ async def test_a_preflight_of_an_allowed_origin_needs_no_key(client: Any, echo: 
         response = await http.options("/prompt", headers=PREFLIGHT)
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == ORIGIN
-    assert response.headers["access-control-allow-methods"] == "GET, POST"
+    assert response.headers["access-control-allow-methods"] == "DELETE, GET, POST"
     assert {"X-API-Key", "Authorization", "Content-Type"} <= set(response.headers["access-control-allow-headers"].split(", "))
     assert "access-control-allow-credentials" not in response.headers
 
@@ -67,7 +67,7 @@ async def test_a_preflight_of_an_allowed_origin_needs_no_key(client: Any, echo: 
         {"Origin": "https://other.example"},
         {"Origin": f"{ORIGIN}.other.example"},
         {"Origin": "null"},
-        {"Access-Control-Request-Method": "DELETE"},
+        {"Access-Control-Request-Method": "PUT"},
         {"Access-Control-Request-Headers": "X-Other"},
     ],
     ids=str,
@@ -107,7 +107,7 @@ async def test_answers_and_refusals_tell_the_browser_the_same(
 async def test_a_browser_may_read_the_id_and_when_to_try_again(client: Any, echo: ASGIApp) -> None:
     async with client(gate(echo, allowed_origins=(ORIGIN,))) as http:
         response = await http.get("/health", headers={"Origin": ORIGIN})
-    assert set(response.headers["access-control-expose-headers"].split(", ")) == {"X-Request-ID", "Retry-After"}
+    assert set(response.headers["access-control-expose-headers"].split(", ")) == {"X-Request-ID", "Retry-After", "Location"}
 
 
 async def test_without_origins_a_preflight_is_a_request_like_any_other(client: Any, echo: ASGIApp) -> None:
