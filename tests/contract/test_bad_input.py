@@ -39,10 +39,6 @@ CASES: dict[str, dict[str, Any]] = {
     "10 MB body": raw(b'{"prompt": "' + b"a" * 10_000_000 + b'"}'),
     "chunked body that grows too large": {"content": trickle, "headers": JSON},
     "two keys": {"json": {"prompt": "Hi"}, "headers": [("X-API-Key", KEY), ("X-API-Key", KEY)]},
-    "both lengths": {
-        "content": b'{"prompt": "Hi"}',
-        "headers": JSON | {"Transfer-Encoding": "chunked", "Content-Length": "16"},
-    },
     "compressed body": {"content": b'{"prompt": "Hi"}', "headers": JSON | {"Content-Encoding": "gzip"}},
     "text/plain": raw(b'{"prompt": "Hi"}', "text/plain"),
     "multipart form": {"files": {"prompt": b"Hi"}, "headers": {"X-API-Key": KEY}},
