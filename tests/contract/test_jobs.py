@@ -260,6 +260,8 @@ def test_the_line_is_bounded(serve: Serve) -> None:
     with serve(ready=False, ZOPILOT_GPU_MODEL="nobody/nothing", ZOPILOT_GPU_JOBS_MAX="5") as server:
         server.wait_for(lambda health: health["status"] == "unavailable")
         with server.client() as client:
+            while client.get("/jobs").status_code == 503:  # not open yet
+                time.sleep(0.05)
             assert client.post("/jobs", json={"prompts": [asked(1)] * 4}).status_code == 202
             full = client.post("/jobs", json={"prompts": [asked(1)] * 2})
             assert (full.status_code, full.json()["error"]["code"]) == (429, "jobs_full")

@@ -42,7 +42,7 @@ def test_defaults() -> None:
         "hf_token": None,
         "allow_download": False,
         "pack": True,
-    "runner": "auto",
+        "runner": "auto",
         "device": "auto",
         "playground": True,
         "max_context_tokens": 32768,
