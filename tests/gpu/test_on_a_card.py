@@ -99,6 +99,24 @@ def test_routing(device: torch.device, num_tokens: int) -> None:
     assert {up.q for up, _ in map(expert_shapes, range(1, 600))} == {1, 2, 4}
 
 
+@pytest.mark.parametrize("num_tokens", [1, 9, 40, 200])
+def test_tokens_of_no_numbers_spoil_only_themselves(device: torch.device, num_tokens: int) -> None:
+    w13, w2 = weight(8, 1536, 512, device), weight(8, 512, 768, device)
+    layer = TiledExperts(w13, w2, 2)
+    x, logits = torch.randn(num_tokens, 512, device=device).bfloat16(), torch.randn(num_tokens, 8, device=device).bfloat16()
+    expected = layer(x, logits)
+    for sick in (float("nan"), float("inf"), float("-inf")):
+        hurt_x, hurt = x.clone(), logits.clone()
+        hurt_x[::3], hurt[::3] = sick, sick
+        plan = route(hurt, 2, 8)
+        assert plan.order.sort().values.tolist() == list(range(2 * num_tokens))
+        assert int(plan.blocks[:, 2].sum()) == 2 * num_tokens
+        found = layer(hurt_x, hurt)
+        whole = torch.arange(num_tokens, device=device) % 3 != 0
+        assert torch.equal(found[whole], expected[whole])
+        assert found[~whole].isnan().all()
+
+
 def models(device: torch.device) -> tuple[Mixtral, Mixtral, Mixtral]:
     """By kernels, plain in bf16, plain in float32."""
     tensors = dict[str, torch.Tensor]()

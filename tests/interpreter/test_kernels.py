@@ -96,6 +96,47 @@ def test_routing_is_the_plain_one(num_tokens: int, num_experts: int, top_k: int,
         torch.testing.assert_close(found.shares, plain.shares)
 
 
+def sick(num_experts: int) -> torch.Tensor:
+    """Rows of logits that are not all numbers, but for the second and the last one."""
+    nan, inf = float("nan"), float("inf")
+    rows = torch.randn(9, num_experts)
+    rows[0], rows[2], rows[3], rows[4] = nan, inf, -inf, -nan
+    rows[5, 1], rows[6, 0], rows[7, :-1] = nan, inf, -inf
+    return rows
+
+
+@pytest.mark.parametrize(("num_experts", "top_k", "size"), [(8, 2, 8), (5, 4, 16), (3, 1, 8)])
+def test_any_logits_are_routed_to_different_experts(num_experts: int, top_k: int, size: int) -> None:
+    logits = sick(num_experts)
+    found, plain = routing.route(logits, top_k, size), routing.plain_route(logits, top_k, size)
+    assert sorted(found.order.tolist()) == list(range(9 * top_k))
+    slots = torch.cat([torch.arange(start, start + count) for expert, start, count in found.blocks.tolist() if expert >= 0])
+    assert torch.equal(slots, torch.arange(9 * top_k))
+    for expert, start, count in found.blocks.tolist():
+        tokens = found.order[start : start + count] // top_k
+        assert len(tokens.unique()) == count, expert  # nobody is there twice
+    assert torch.equal(found.order, plain.order)
+    assert torch.equal(found.blocks, plain.blocks)
+    torch.testing.assert_close(found.shares, plain.shares, equal_nan=True)
+    spoilt = found.shares.view(9, top_k).isnan().all(1)
+    assert spoilt.tolist() == [True, False, True, True, True, True, True, False, False]
+
+
+def test_a_token_of_no_numbers_spoils_only_itself() -> None:
+    """All of it, as one attention over a damaged block leaves it: hidden state and logits."""
+    w13, w2 = weight(4, 256, 128, "bf16"), weight(4, 128, 128, "bf16")
+    x, logits = torch.randn(9, 128).bfloat16(), sick(4)
+    x[0] = float("nan")
+    for up, down in ((Shape(1, 1, 1, 1), Shape(1, 1, 1, 1)), (Shape(1, 2, 1, 1), Shape(1, 2, 1, 1, early=True))):
+        plan = routing.route(logits, 2, 8 * up.q)
+        inside = launch.gate_up(tiles.tile(w13), x, plan, 2, up)
+        out = launch.add_up(launch.down(tiles.tile(w2), inside, plan, down), 2, x.dtype)
+        whole = torch.tensor([1, 7, 8])
+        assert out[whole].isfinite().all()
+        assert out[[0, 2, 3, 4, 5, 6]].isnan().all()
+        assert distance(out[whole].double(), exact(w13, w2, x[whole], logits[whole], 2)) < 1.5e-2
+
+
 @pytest.mark.parametrize(
     ("kind", "num_tokens", "up", "down"),
     [
