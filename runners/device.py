@@ -61,6 +61,13 @@ def compute_dtype(device: Device) -> torch.dtype:
     return torch.float32 if device.name == "cpu" else torch.bfloat16
 
 
+def kv_dtype(wanted: str, device: Device) -> torch.dtype:
+    """What the KV pool of our own model holds: `auto`, `bf16` or `fp8`, which is e4m3 with a scale of 1."""
+    if wanted == "auto":
+        return compute_dtype(device)
+    return torch.float8_e4m3fn if wanted == "fp8" else torch.bfloat16
+
+
 def choose_form(located: Located, device: Device) -> Form:
     """How our own model would hold these files' weights on `device`.
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 import torch
 
 from runners.base import BackendState, EngineStats, Progress
-from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
+from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
 from runners.weights import load
@@ -61,14 +61,15 @@ class MixtralBackend:
         model = load(prepared, config, dtype, where, progress, dequantise=dequantise)
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
         _log.info("kernels", used=used, why=why)
-        size = pool_size(config, dtype, where, max_tokens=_POOL_TOKENS)
+        kept = kv_dtype(settings.kv_dtype, device)
+        size = pool_size(config, kept, where, max_tokens=_POOL_TOKENS)
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
-        _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
+        _log.info("kv_pool", num_tokens=size.num_tokens, dtype=str(kept), why=size.reason)
         pool = BlockPool(size.num_blocks, BLOCK_SIZE)
         scheduler = Scheduler(
             pool, max_step_tokens=_MAX_STEP_TOKENS, max_running=_MAX_RUNNING, step_base_tokens=_STEP_BASE_TOKENS[where.type]
         )
-        engine = Engine(model, make_pools(config, size, dtype, where), scheduler)
+        engine = Engine(model, make_pools(config, size, kept, where), scheduler)
         self._warm_up(engine, tokenizer)
         self._engine = engine
         self._memory = memory_bytes(device)

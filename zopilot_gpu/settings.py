@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="Where the model runs. `auto`: the GPU when torch can use one, else the CPU."
     )
+    kv_dtype: Literal["auto", "bf16", "fp8"] = Field(
+        default="auto",
+        description="What keys and values are kept in (`mixtral`). `fp8`: e4m3, half of bf16. `auto`: bf16, on a CPU float32.",
+    )
     playground: bool = Field(
         default=True, description="`false` takes the page `GET /playground` away. It is open, and holds nothing but itself."
     )

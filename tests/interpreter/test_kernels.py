@@ -5,10 +5,14 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from tests.twins.test_model import batch, distance
 from zopilot_gpu.model import nf4, reference
+from zopilot_gpu.model.attention import stored
 from zopilot_gpu.model.kernels import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
+from zopilot_gpu.model.kernels.e4m3 import from_e4m3
 from zopilot_gpu.model.kernels.launch import Shape
 from zopilot_gpu.model.nf4 import NF4, Nested
 from zopilot_gpu.model.parts import PlainParts, rotate
@@ -193,9 +197,39 @@ def test_norm_router_and_rotary_are_the_plain_ones(shapes: tuple[int, int, int, 
     assert int(pool.isnan().logical_not().sum()) == 2 * 3 * num_kv_heads * head_dim  # and nothing else is written
 
 
+def test_e4m3_is_written_as_torch_writes_it_and_read_exactly() -> None:
+    """All of its values, those between, beyond and below them; and any bits."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    between = (every + every.roll(1)) / 2
+    bits = torch.randint(-(2**31), 2**31, (48, 128), dtype=torch.int64).int().view(torch.float32)
+    several = [every, between, between.nextafter(every), between * 2**-7, every * 1.0625]
+    values = torch.cat((bits, torch.cat(several).view(-1, 128)))
+    rotary = torch.stack((torch.ones(1, 64), torch.zeros(1, 64)), dim=1).clone()  # nothing turns
+    qkv = torch.cat((torch.zeros_like(values), torch.zeros_like(values), values), dim=1)  # as v: rotation makes NaN of inf
+    pool = torch.zeros(2, len(values) // SIZE + 1, SIZE, 1, 128).to(torch.float8_e4m3fn)
+    slots = torch.arange(len(values))
+    fused.rotate_and_write(qkv, rotary.repeat(1, 1, 2), torch.zeros_like(slots), slots, pool, 1)
+    expected = stored(values, torch.float8_e4m3fn)
+    assert torch.equal(pool[1].view(torch.uint8).flatten(0, 1)[: len(values), 0], expected.view(torch.uint8))
+
+    found = torch.empty(256)
+    read_kernel[(1,)](torch.arange(256, dtype=torch.uint8), found, "plain")
+    torch.testing.assert_close(found, every, rtol=0, atol=0, equal_nan=True)
+
+
+@triton.jit
+def read_kernel(codes, out, READING: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Every byte."""
+    index = tl.arange(0, 256)
+    tl.store(out + index, from_e4m3(tl.load(codes + index), READING).to(tl.float32))
+
+
+@pytest.mark.parametrize("pool_dtype", [torch.float32, torch.float8_e4m3fn])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 32), (3, 3, 48), (6, 1, 16)])
 @pytest.mark.parametrize("spans", [[(0, 7), (25, 45), (32, 33), (0, 1)], [(4, 5), (299, 300), (63, 64)]])
-def test_attention_is_the_plain_one(spans: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+def test_attention_is_the_plain_one(
+    spans: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int, pool_dtype: torch.dtype
+) -> None:
     """Chunks and decodes together; decodes over several splits, some of which are empty for some sequences."""
     blocks = torch.randperm(64).tolist()
     room = -(-max(end for _, end in spans) // SIZE)
@@ -207,6 +241,7 @@ def test_attention_is_the_plain_one(spans: list[tuple[int, int]], num_heads: int
     for s, (_, end) in enumerate(spans):  # what is beyond a sequence's own end stays poisoned
         for p in range(end):
             pool[:, step.block_tables[s, p // SIZE], p % SIZE] = torch.randn(2, num_kv_heads, head_dim)
+    pool = stored(pool, pool_dtype)
     q, rotary = torch.randn(len(step.positions), num_heads, head_dim), torch.zeros(400, 2, head_dim)
     plain, mine = PlainParts(), parts.KernelParts()
     expected = plain.attend(q, pool, plain.plan(step, pool, rotary, num_heads))

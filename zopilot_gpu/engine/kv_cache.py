@@ -45,6 +45,6 @@ def pool_size(config: MixtralConfig, dtype: torch.dtype, device: torch.device, *
 
 
 def make_pools(config: MixtralConfig, size: PoolSize, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    """One pool a layer, [2, B, N, K, h], zeroed."""
+    """One pool a layer, [2, B, N, K, h] of `dtype`, zeroed."""
     shape = (2, size.num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
     return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]

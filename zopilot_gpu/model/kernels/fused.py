@@ -4,6 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from zopilot_gpu.model.kernels.attention import as_bytes
+from zopilot_gpu.model.kernels.e4m3 import to_e4m3
+
 
 def add_norm(
     x: torch.Tensor, parts: torch.Tensor | None, weight: torch.Tensor, eps: float, router: torch.Tensor | None = None
@@ -59,7 +62,7 @@ def rotate_and_write(
     num_tokens, num_kv_heads, width = len(qkv), pool.shape[3], pool.shape[4]
     q = torch.empty(num_tokens, num_heads, width, dtype=qkv.dtype, device=qkv.device)
     rotate_kernel[(num_tokens, num_heads + 2 * num_kv_heads)](
-        qkv, rotary, positions, slots, q, pool, pool.stride(0), num_heads, num_kv_heads, width,
+        qkv, rotary, positions, slots, q, as_bytes(pool), pool.stride(0), num_heads, num_kv_heads, width,
         triton.next_power_of_2(width // 2), num_warps=1,
     )  # fmt: skip
     return q
@@ -85,10 +88,15 @@ def rotate_kernel(
         right = right * cos + left * sin
         left = turned
     if head < HEADS:
-        to = q + (token * HEADS + head) * WIDTH + column
-    elif head < HEADS + KV_HEADS:
-        to = pool + (slot * KV_HEADS + head - HEADS) * WIDTH + column
+        asked = q + (token * HEADS + head) * WIDTH + column
+        tl.store(asked, left, mask=inside)
+        tl.store(asked + half, right, mask=inside)
     else:
-        to = pool + value_offset + (slot * KV_HEADS + head - HEADS - KV_HEADS) * WIDTH + column
-    tl.store(to, left, mask=inside)
-    tl.store(to + half, right, mask=inside)
+        is_value = head >= HEADS + KV_HEADS
+        to = pool + is_value * value_offset + (slot * KV_HEADS + (head - HEADS) % KV_HEADS) * WIDTH + column
+        if pool.dtype.element_ty == tl.uint8:
+            tl.store(to, to_e4m3(left.to(tl.float32)), mask=inside)
+            tl.store(to + half, to_e4m3(right.to(tl.float32)), mask=inside)
+        else:
+            tl.store(to, left, mask=inside)
+            tl.store(to + half, right, mask=inside)
