@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 _RETRY_LOADING_S = 5
-_LEAST_PACKED_BYTES = 1_000_000_000  # what is smaller loads in seconds from anywhere
+LEAST_PACKED_BYTES = 1_000_000_000  # what is smaller loads in seconds from anywhere
 # NOTE: read when torch is imported; why is in docs/decisions/003-before-torch.md.
 BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
 
@@ -60,10 +60,13 @@ def choose_backend(wanted: str, form: "Form") -> tuple[str, str]:
         form: how the Mixtral backend would hold the model.
 
     Raises:
-        ModelUnavailable: `mixtral` was asked for and can't be.
+        ModelUnavailable: `mixtral` was asked for and can't be, or the weights do not fit at all.
     """
     if wanted == "plain":
         return "plain", "ZOPILOT_GPU_RUNNER=plain"
+    if not form.fits and wanted == "auto":
+        reason = f"{form.reason[:1].upper()}{form.reason[1:]}"
+        raise ModelUnavailable(detail=f"{reason}: take a device with more memory, or free this one.")
     if form.name:
         return "mixtral", f"the model is a Mixtral, and {form.reason}"
     if wanted == "mixtral":
@@ -216,7 +219,7 @@ class BackgroundRunner:
         """Packs the model for the next start, while this one is served from its source."""
         if prepared.is_packed or not self._settings.pack or self._state.runner != "mixtral":
             return
-        if weight_bytes(prepared.located.directory) < _LEAST_PACKED_BYTES:
+        if weight_bytes(prepared.located.directory) < LEAST_PACKED_BYTES:
             return
         try:
             packed = ensure(self._wanted(build=True), lambda *_: None, self._stopping.is_set)
