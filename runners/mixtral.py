@@ -15,6 +15,7 @@ from runners.base import BackendState, EngineStats, Progress
 from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
+from runners.memory import LEAN_STEP_TOKENS, STEP_TOKENS, Keeps, sum_of
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
@@ -34,7 +35,6 @@ from zopilot_gpu.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
 _MAX_RUNNING = 64
-_MAX_STEP_TOKENS = 512
 _POOL_TOKENS = 256 * 1024
 _STEP_BASE_TOKENS = {"cpu": 2, "cuda": 64}  # docs/decisions/012-keys-and-fairness.md
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
@@ -57,17 +57,22 @@ class MixtralBackend:
         located = prepared.located
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
         torch.set_num_threads(choose_threads(config, device))
-        dequantise = choose_form(located, device).name == "dequantised"
-        model = load(prepared, config, dtype, where, progress, dequantise=dequantise)
+        form = choose_form(located, device, settings.kv_dtype)
+        dequantise = form.name == "dequantised"
+        model = load(prepared, config, dtype, where, progress, form)
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
         _log.info("kernels", used=used, why=why)
         kept = kv_dtype(settings.kv_dtype, device)
-        size = pool_size(config, kept, where, max_tokens=_POOL_TOKENS)
+        work = 0 if dequantise else sum_of(config, dtype.itemsize, Keeps(), lean=form.is_lean).work_bytes
+        size = pool_size(config, kept, where, max_tokens=_POOL_TOKENS, work_bytes=work)
         self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
         _log.info("kv_pool", num_tokens=size.num_tokens, dtype=str(kept), why=size.reason)
         pool = BlockPool(size.num_blocks, BLOCK_SIZE)
         scheduler = Scheduler(
-            pool, max_step_tokens=_MAX_STEP_TOKENS, max_running=_MAX_RUNNING, step_base_tokens=_STEP_BASE_TOKENS[where.type]
+            pool,
+            max_step_tokens=LEAN_STEP_TOKENS if form.is_lean else STEP_TOKENS,
+            max_running=_MAX_RUNNING,
+            step_base_tokens=_STEP_BASE_TOKENS[where.type],
         )
         engine = Engine(model, make_pools(config, size, kept, where), scheduler)
         self._warm_up(engine, tokenizer)

@@ -72,6 +72,28 @@ def test_tiles_are_the_same_weight_in_another_order(kind: str, shape: tuple[int,
         assert torch.equal(full, one.unbind()[index].dequantise(torch.float32))
 
 
+@pytest.mark.parametrize("kind", ["bf16", "float32", "nested"])
+@pytest.mark.parametrize("shift", [16, 3])
+def test_a_part_of_a_file_is_put_in_tiles_where_it_lies(kind: str, shift: int) -> None:
+    """But for one that does not begin at 16 bytes, of which kernels could not load so many at once."""
+    one = weight(3, 128, 128, kind)
+    expected = tiles.tile(one)
+    file = torch.zeros(shift + one.packed.numel() + 5, dtype=torch.uint8)
+    part = file[shift : shift + one.packed.numel()].view(one.packed.shape)
+    part.copy_(one.packed)
+    found = tiles.tile(NF4(part, one.absmax, one.shape), in_place=True)
+    assert torch.equal(found.packed, expected.packed)
+    assert torch.equal(found.absmax, expected.absmax)
+    assert found.packed.data_ptr() % 16 == 0
+    assert (found.packed.data_ptr() == part.data_ptr()) == (shift == 16)
+
+
+def test_rows_of_an_embedding_that_the_host_keeps() -> None:
+    table = torch.randn(50, 1100)
+    ids = torch.tensor([3, 0, 49, 3, -1, 90])
+    assert torch.equal(fused.embed(ids, table), table[ids.clamp(0, 49)])
+
+
 @pytest.mark.parametrize(
     ("kind", "num_tokens", "shape"),
     [

@@ -53,7 +53,7 @@ class Engine:
         self.scheduler = scheduler
         self.num_steps = 0
         self._masks = Masks()
-        self._device = model.embedding.device
+        self._device = model.device
 
     def step(self) -> list[Drawn]:
         """Runs the next step; nothing when there is nothing to run. A sequence that ended is out of the scheduler already."""

@@ -24,16 +24,20 @@ class PoolSize:
         return self.num_blocks * BLOCK_SIZE
 
 
-def pool_size(config: MixtralConfig, dtype: torch.dtype, device: torch.device, *, max_tokens: int) -> PoolSize:
-    """The largest pool that the device's free memory allows, up to `max_tokens`.
+def pool_size(
+    config: MixtralConfig, dtype: torch.dtype, device: torch.device, *, max_tokens: int, work_bytes: int = 0
+) -> PoolSize:
+    """The largest pool that the device's free memory allows, up to `max_tokens`; `work_bytes` of a GPU's are left for steps.
 
     Raises:
         ValueError: not even one sequence of the model's whole context would fit.
     """
     per_block = BLOCK_SIZE * config.kv_bytes_per_token(dtype.itemsize)
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading has left to the allocator counts as used
         free, _ = torch.cuda.mem_get_info(device)
-        room, what = int(free * _SHARE_OF_FREE_MEMORY), f"{_SHARE_OF_FREE_MEMORY:.0%} of {free / 1024**3:.1f} GiB free"
+        room = max(0, min(int(free * _SHARE_OF_FREE_MEMORY), free - work_bytes))
+        what = f"{room / 1024**3:.1f} of {free / 1024**3:.1f} GiB free"
     else:
         room, what = _MOST_BYTES_ON_CPU, f"{_MOST_BYTES_ON_CPU / 1024**2:.0f} MiB on the CPU"
     wanted = -(-max_tokens // BLOCK_SIZE)

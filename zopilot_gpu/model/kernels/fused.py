@@ -1,4 +1,4 @@
-"""Small things in one launch each: a sum, its norm and the router's logits; rotary positions and the write into the KV pool."""
+"""Small things in one launch each. Knows a layer's sums, norms and positions, and rows of an embedding that the host keeps."""
 
 import torch
 import triton
@@ -53,6 +53,23 @@ def add_norm_kernel(
         rows = tl.load(rows, mask=inside[None, :] & (expert < EXPERTS)[:, None], other=0.0).to(tl.float32)
         likes = tl.sum(rows * scaled[None, :].to(tl.float32), axis=1)
         tl.store(logits + token * EXPERTS + expert, likes.to(value.dtype), mask=expert < EXPERTS)
+
+
+def embed(token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rows [T, d] of `table` [V, d] in pinned memory of the host, which the GPU reads by itself: nobody waits for the ids."""
+    vocab_size, width = table.shape
+    out = torch.empty(len(token_ids), width, dtype=table.dtype, device=token_ids.device)
+    embed_kernel[(len(token_ids), triton.cdiv(width, 1024))](token_ids, table, out, vocab_size, width, 1024, num_warps=4)
+    return out
+
+
+@triton.jit
+def embed_kernel(token_ids, table, out, vocab_size, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A piece of one row. An id outside of the table, as an undecided draw leaves it, reads its first or last row."""
+    token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    row = tl.minimum(tl.maximum(tl.load(token_ids + token), 0), vocab_size - 1)
+    tl.store(out + token * WIDTH + column, tl.load(table + row * WIDTH + column, mask=inside), mask=inside)
 
 
 def rotate_and_write(

@@ -20,10 +20,10 @@ _MOST_ROWS = 64  # likewise, of one matrix
 
 
 class TiledLinear:
-    """The product with one matrix in NF4."""
+    """The product with one matrix in NF4; `in_place` is of `tile`."""
 
-    def __init__(self, weight: NF4) -> None:
-        self._weight = tile(weight)
+    def __init__(self, weight: NF4, *, in_place: bool = False) -> None:
+        self._weight = tile(weight, in_place=in_place)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, columns] bf16 -> [T, rows] bf16."""
@@ -35,8 +35,8 @@ class TiledLinear:
 class TiledExperts:
     """Implements `Experts`: three launches, and no number that the host waits for; a few more where tokens are many."""
 
-    def __init__(self, w13: NF4, w2: NF4, top_k: int) -> None:
-        self._w13, self._w2, self._top_k = tile(w13), tile(w2), top_k
+    def __init__(self, w13: NF4, w2: NF4, top_k: int, *, in_place: bool = False) -> None:
+        self._w13, self._w2, self._top_k = tile(w13, in_place=in_place), tile(w2, in_place=in_place), top_k
         several = [[partial(_dense, weight=one, index=index) for index in range(one.shape[0])] for one in (self._w13, self._w2)]
         self._dense = RoutedExperts(GroupedExperts(*several), top_k)
 
