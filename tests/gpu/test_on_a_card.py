@@ -206,7 +206,7 @@ def test_a_thrifty_model_says_the_same(device: torch.device) -> None:
     assert torch.equal(out, lean.run(one, caches[1], plan))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def read_kernel(codes, out, READING: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Every byte."""
     index = tl.arange(0, 256)

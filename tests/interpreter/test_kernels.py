@@ -239,7 +239,7 @@ def test_e4m3_is_written_as_torch_writes_it_and_read_exactly() -> None:
     torch.testing.assert_close(found, every, rtol=0, atol=0, equal_nan=True)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def read_kernel(codes, out, READING: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Every byte."""
     index = tl.arange(0, 256)
