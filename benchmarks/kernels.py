@@ -14,8 +14,8 @@ from dataclasses import replace
 import torch
 
 from zopilot_gpu.model.kernels import launch
-from zopilot_gpu.model.kernels.launch import Shape
 from zopilot_gpu.model.kernels.routing import plain_route, route
+from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import tile
 from zopilot_gpu.model.nf4 import NF4, Nested
 

@@ -16,6 +16,7 @@ from runners.device import Device, choose_form, choose_threads, compute_dtype, k
 from runners.grammars import Grammars
 from runners.line import Admission
 from runners.memory import LEAN_STEP_TOKENS, STEP_TOKENS, Keeps, sum_of
+from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
@@ -30,6 +31,7 @@ from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.weights import choose_kernels
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared
+from zopilot_gpu.store.locate import search_roots
 from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
@@ -61,7 +63,8 @@ class MixtralBackend:
         dequantise = form.name == "dequantised"
         model = load(prepared, config, dtype, where, progress, form)
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
-        _log.info("kernels", used=used, why=why)
+        shapes = use_for(where, search_roots(settings.volume, settings.hf_home)) if used else None
+        _log.info("kernels", used=used, why=why, shapes=shapes)
         kept = kv_dtype(settings.kv_dtype, device)
         work = 0 if dequantise else sum_of(config, dtype.itemsize, Keeps(), lean=form.is_lean).work_bytes
         size = pool_size(config, kept, where, max_tokens=_POOL_TOKENS, work_bytes=work)

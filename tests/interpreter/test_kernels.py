@@ -13,7 +13,7 @@ from zopilot_gpu.model import nf4, reference
 from zopilot_gpu.model.attention import stored
 from zopilot_gpu.model.kernels import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
 from zopilot_gpu.model.kernels.e4m3 import from_e4m3
-from zopilot_gpu.model.kernels.launch import Shape
+from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.nf4 import NF4, Nested
 from zopilot_gpu.model.parts import PlainParts, rotate
 
