@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import triton
-from triton.backends.compiler import AttrsDescriptor, GPUTarget
+from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from zopilot_gpu.model.kernels import attention, experts, fused, routing
@@ -20,8 +20,20 @@ from zopilot_gpu.model.kernels import attention, experts, fused, routing
 WORDS, BF16, LONG, REAL = "*i32", "*bf16", "*i64", "*fp32"
 WEIGHT = dict.fromkeys(("packed", "absmax", "groups", "nested", "table"), WORDS)
 SMALL = {"P": 1, "Q": 1, "WK": 2, "WR": 2, "EARLY": False, "PLAIN": False}
-UP = {"TOP_K": 2, "COLUMNS": 4096, "INNER": 14336, "NUM_BLOCKS": 2}
-DOWN = {"COLUMNS": 14336, "ROWS": 4096, "NUM_BLOCKS": 2, "R": 1, "Q": 1, "WK": 8, "WR": 1, "EARLY": False, "PLAIN": False}
+PICKED = {"NUM_EXPERTS": 8, "EXPERTS": 8}
+ROUTED = {"NUM_EXPERTS": 0, "EXPERTS": 0}
+UP = ROUTED | {"TOP_K": 2, "COLUMNS": 4096, "INNER": 14336, "NUM_BLOCKS": 2}
+DOWN = ROUTED | {
+    "COLUMNS": 14336,
+    "ROWS": 4096,
+    "NUM_BLOCKS": 2,
+    "R": 1,
+    "Q": 1,
+    "WK": 8,
+    "WR": 1,
+    "EARLY": False,
+    "PLAIN": False,
+}
 HEADS = {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 128, "PADDED": 128}
 ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "SPLIT": 64, "MOST": 0, "ROWS": 16, "PARTIAL": True, "E4M3": ""}
 ATTEND_TYPES = {
@@ -46,6 +58,20 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     "gate_up bf16": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "bf16", "GATHERED": False}, 4, set()),
     "gate_up nested": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "nested", "GATHERED": False}, 4, set()),
     "down bf16": (experts.down_kernel, DOWN_TYPES, DOWN | {"KIND": "bf16"}, 8, set()),
+    "gate_up picked": (
+        experts.gate_up_kernel,
+        UP_TYPES | {"order": BF16, "blocks": BF16},
+        UP | SMALL | {"KIND": "bf16", "GATHERED": False} | PICKED,
+        4,
+        set(),
+    ),
+    "down picked": (
+        experts.down_kernel,
+        DOWN_TYPES | {"order": BF16, "blocks": BF16, "shares": BF16},
+        DOWN | {"KIND": "bf16"} | PICKED,
+        8,
+        set(),
+    ),
     "down many": (
         experts.down_kernel,
         DOWN_TYPES,
@@ -59,14 +85,14 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     "attend decode fp8": (
         attention.attend_kernel,
         ATTEND_TYPES | {"pool": "*u8"},
-        ATTEND | {"E4M3": "cast"},
+        ATTEND | {"E4M3": "cast", "POSITIONS": 32},
         2,
         {"q_stride", "value_offset"},
     ),
     "attend decode fp8 by asm": (
         attention.attend_kernel,
         ATTEND_TYPES | {"pool": "*u8"},
-        ATTEND | {"E4M3": "asm"},
+        ATTEND | {"E4M3": "asm", "POSITIONS": 32},
         2,
         {"q_stride", "value_offset"},
     ),
@@ -89,7 +115,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     "route": (
         routing.route_kernel,
         {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32"},
-        ROUTE | {"LEAST": -3.4e38, "TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
+        ROUTE | {"TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
         1,
         set(),
     ),
@@ -99,14 +125,32 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
 FROM_SM89 = {"attend decode fp8"}
 
 
-def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
-    """Registers, bytes of stack, and counts of instructions."""
-    kernel, types, constants, warps, multiples = KERNELS[name]
+def archs() -> list[int]:
+    """What the kernels are compiled for: the cards that the installed Triton knows."""
+    return [80, 86, 89, 90] + ([120] if _version() >= (3, 4) else [])
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in triton.__version__.split(".")[:2])
+
+
+def _source(kernel: Any, types: dict[str, str], constants: dict[str, Any], multiples: set[str]) -> ASTSource:
     order = list(kernel.arg_names)
     types = {argument: types[argument] for argument in order if argument in types}
     even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
-    attributes = AttrsDescriptor.from_dict({"arg_properties": {"tt.divisibility": even}, "cls": "AttrsDescriptor"})
-    source = ASTSource(kernel, types, constants, attributes)
+    if _version() < (3, 3):
+        from triton.backends.compiler import AttrsDescriptor
+
+        attributes = AttrsDescriptor.from_dict({"arg_properties": {"tt.divisibility": even}, "cls": "AttrsDescriptor"})
+        return ASTSource(kernel, types, constants, attributes)
+    signature = {argument: types.get(argument, "constexpr") for argument in order}
+    return ASTSource(kernel, signature, constants, {(index,): [["tt.divisibility", 16]] for index in even})
+
+
+def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
+    """Registers, bytes of stack, and counts of instructions."""
+    kernel, types, constants, warps, multiples = KERNELS[name]
+    source = _source(kernel, types, constants, multiples)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     file = directory / "kernel.cubin"
     file.write_bytes(binary.asm["cubin"])

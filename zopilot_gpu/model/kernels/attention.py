@@ -5,6 +5,8 @@ number of tokens and the position of the first. A decode is a run of one. Heads 
 Of a pool in float8_e4m3fn the keys and values become fp16, which is exact, and so do q and the shares.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -14,7 +16,9 @@ from zopilot_gpu.model.kernels.e4m3 import from_e4m3, reading
 
 RUN = 16  # tokens of a run in prefill
 SPLIT = 64  # positions of a split in decode, at least
+MOST_SPLIT = 512  # likewise at most, where so many splits do: one long context must not wait for a single program
 MOST_SPLITS = 32
+_RESIDENT = 5  # programs of a decode on a multiprocessor at once, by their registers
 
 
 def attend(
@@ -33,9 +37,10 @@ def attend(
     (_, num_heads, width), num_kv_heads = q.shape, pool.shape[3]
     group = num_heads // num_kv_heads
     positions = tables.shape[1] * pool.shape[2]
-    split = max(SPLIT, triton.next_power_of_2(-(-positions // MOST_SPLITS)))
+    split = split_of(positions, len(runs) * num_kv_heads, _multiprocessors(q.device))
     splits = -(-positions // split) if tokens == 1 else 1
     rows = max(16, triton.next_power_of_2(tokens * group))
+    in_bytes = pool.dtype == torch.float8_e4m3fn  # whose conversion takes registers: with 64 positions at once, some spill
     most = positions if INTERPRETED else 0  # the interpreter counts to constants only
     sums, best = out, out
     if splits > 1:
@@ -43,14 +48,26 @@ def attend(
         best = torch.empty(splits, len(runs), num_heads, 2, dtype=torch.float32, device=q.device)
     attend_kernel[(len(runs), num_kv_heads, splits)](
         q, as_bytes(pool), tables, runs, out, sums, best, width**-0.5, q.stride(0), tables.stride(0), pool.stride(0), len(runs),
-        num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows, 64, split, splits > 1,
-        most, reading(q.device) if pool.dtype == torch.float8_e4m3fn else "", num_warps=4 if rows > 16 else 2,
+        num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows, 32 if in_bytes else 64,
+        split, splits > 1, most, reading(q.device) if in_bytes else "", num_warps=4 if rows > 16 else 2,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(len(runs), num_heads)](
             sums, best, runs, out, len(runs), num_heads, width, triton.next_power_of_2(width), split,
             splits, triton.next_power_of_2(splits), num_warps=4 if splits > 8 else 1,
         )  # fmt: skip
+
+
+def split_of(positions: int, programs: int, multiprocessors: int) -> int:
+    """Positions of a split: so many splits that all programs run at once, and no more, since each is summed up again."""
+    wanted = max(1, min(MOST_SPLITS, _RESIDENT * multiprocessors // programs))
+    split = min(MOST_SPLIT, triton.next_power_of_2(-(-positions // wanted)))
+    return max(SPLIT, split, triton.next_power_of_2(-(-positions // MOST_SPLITS)))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MOST_SPLITS
 
 
 def as_bytes(pool: torch.Tensor) -> torch.Tensor:
