@@ -13,8 +13,11 @@ from dataclasses import replace
 
 import torch
 
+from zopilot_gpu.model.attention import stored
+from zopilot_gpu.model.kernels import attention as kernels
 from zopilot_gpu.model.kernels import launch
-from zopilot_gpu.model.kernels.routing import plain_route, route
+from zopilot_gpu.model.kernels import weights as held
+from zopilot_gpu.model.kernels.routing import Picked, plain_route, route
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import tile
 from zopilot_gpu.model.nf4 import NF4, Nested
@@ -106,7 +109,19 @@ def correct(device) -> None:
 def shapes(group: str) -> list[Shape]:
     """(R, Q, WK, WR, EARLY, registers)."""
     table = {
-        "small": ["1 1 4 1 0", "1 1 4 2 0", "1 1 8 1 0", "2 1 4 1 0", "2 1 2 1 0", "1 1 2 2 0", "2 1 8 1 0", "1 1 16 1 0"],
+        "small": [
+            "1 1 1 4 0",
+            "1 1 1 8 0",
+            "2 1 1 4 0",
+            "1 1 4 1 0",
+            "1 1 4 2 0",
+            "1 1 8 1 0",
+            "2 1 4 1 0",
+            "2 1 2 1 0",
+            "1 1 2 2 0",
+            "2 1 8 1 0",
+            "1 1 16 1 0",
+        ],
         "middle": [
             "1 1 4 1 0",
             "2 1 4 1 0",
@@ -180,6 +195,15 @@ def experts(device, ladder, kind, copies=3):
             h = launch.gate_up(w13, x, routing, K, up_shape)
             return launch.add_up(launch.down(w2, h, routing, replace(down_shape, q=q)), K, x.dtype)
 
+        if num_tokens <= held.MOST_PICKED:
+
+            def picked(i):
+                (w13, w2), x, one = layers[i % copies], xs[i % 4], logits[i % 4].bfloat16()
+                plan = Picked(one, K)
+                return launch.add_up(launch.down(w2, launch.gate_up(w13, x, plan, K, up_shape), plan, down_shape), K, x.dtype)
+
+            ms = time_graph([lambda i=i: picked(i) for i in range(12)])
+            print(f"M={num_tokens:4} layer {ms:.4f} ms where programs pick their experts, without a routing", flush=True)
         total = time_graph([lambda i=i: whole(i) for i in range(12)])
         routing_ms = time_graph([lambda i=i: route(logits[i % 4], K, 8 * q) for i in range(12)])
         print(
@@ -214,9 +238,32 @@ def dense(device, ladder, kind):
             )
 
 
-def crossover(device, ladder, kind):
-    from zopilot_gpu.model.kernels import weights as held
+def attention(device, ladder, context=512):
+    """Decode of so many sequences: splits of 64 positions, and so many as run at once; pools in bf16 and in fp8."""
+    heads, kv_heads, width, size = 32, 8, 128, 16
+    usual = kernels.MOST_SPLIT
+    for num_tokens in ladder:
+        room = -(-context // size)
+        tables = torch.arange(num_tokens * room, device=device).view(num_tokens, room)
+        runs = torch.tensor([[s, s, 1, context - 1] for s in range(num_tokens)], dtype=torch.int32, device=device)
+        q = torch.randn(num_tokens, heads, width, device=device).bfloat16()
+        pools = [torch.randn(2, num_tokens * room, size, kv_heads, width, device=device).bfloat16() for _ in range(8)]
+        found = []
+        for dtype in (torch.bfloat16, torch.float8_e4m3fn):
+            kept = [stored(pool, dtype) for pool in pools]
+            outs = []
+            for most in (64, usual):
+                kernels.MOST_SPLIT = most
+                out = torch.empty_like(q)
+                ms = time_graph([lambda p=p, o=out: kernels.attend(q, p, tables, runs, o, 1) for p in kept])
+                outs.append(out)
+                found.append(f"{str(dtype)[6:]} splits of at most {most}: {ms * 1e3:.1f} us")
+            found.append(f"distance {distance(outs[1], outs[0]):.1e}")
+        floor = num_tokens * context * kv_heads * width * 4 / 4.3e12 * 1e6
+        print(f"attention B={num_tokens} context {context}: floor in bf16 {floor:.1f} us;", *found, flush=True)
 
+
+def crossover(device, ladder, kind):
     w13, w2 = weight((E, 2 * F, D), kind, device), weight((E, D, F), kind, device)
     layer = held.TiledExperts(w13, w2, K)
     for num_tokens in ladder:
@@ -239,7 +286,7 @@ def crossover(device, ladder, kind):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["correct", "experts", "once", "dense", "crossover"])
+    parser.add_argument("part", choices=["correct", "experts", "once", "dense", "crossover", "attention"])
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 8, 32, 128])
     parser.add_argument("--kind", default="bf16")
     options = parser.parse_args()
@@ -252,6 +299,8 @@ def main() -> None:
         correct(device)
     if options.part == "dense":
         dense(device, options.tokens, options.kind)
+    if options.part == "attention":
+        attention(device, options.tokens)
     if options.part == "crossover":
         crossover(device, options.tokens, options.kind)
     if options.part == "once":  # for a profiler

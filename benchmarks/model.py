@@ -9,8 +9,10 @@ import zlib
 
 import torch
 
+from zopilot_gpu.model.attention import stored
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.config import MixtralConfig
+from zopilot_gpu.model.kernels import attention, weights
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.nf4 import BLOCK, GROUP
 from zopilot_gpu.model.weights import build_packed, shapes
@@ -162,8 +164,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--nested", action="store_true")
     parser.add_argument("--no-check", action="store_true")
+    parser.add_argument("--before", action="store_true", help="a routing for one token too, and splits of 64 positions")
+    parser.add_argument("--fp8", action="store_true", help="keys and values in fp8")
     options = parser.parse_args()
     device = torch.device("cuda")
+    if options.before:
+        weights.MOST_PICKED, attention.MOST_SPLIT = 0, attention.SPLIT
     print(torch.cuda.get_device_name(), torch.__version__)
     if not options.no_check:
         check(device)
@@ -174,8 +180,9 @@ def main() -> None:
     print(f"built in {time.perf_counter() - begin:.1f} s; {torch.cuda.memory_allocated() / 1e9:.2f} GB")
     most = max([options.context, *options.prefill])
     room = -(-options.context // SIZE)
+    kept = torch.float8_e4m3fn if options.fp8 else torch.bfloat16
     num_blocks = max(max(options.batches, default=1) * room, -(-most // SIZE))
-    caches = pools(sizes, num_blocks, device, torch.bfloat16, 0.01)
+    caches = [stored(one, kept) for one in pools(sizes, num_blocks, device, torch.bfloat16, 0.01)]
     for size in options.batches:
         decode(model, size, options.context, room, caches, profile=size in (1, 32))
     for length in options.prefill:

@@ -61,13 +61,17 @@ def attend(
 def split_of(positions: int, programs: int, multiprocessors: int) -> int:
     """Positions of a split: so many splits that all programs run at once, and no more, since each is summed up again."""
     wanted = max(1, min(MOST_SPLITS, _RESIDENT * multiprocessors // programs))
-    split = min(MOST_SPLIT, triton.next_power_of_2(-(-positions // wanted)))
-    return max(SPLIT, split, triton.next_power_of_2(-(-positions // MOST_SPLITS)))
+    split: int = min(MOST_SPLIT, triton.next_power_of_2(-(-positions // wanted)))
+    least: int = triton.next_power_of_2(-(-positions // MOST_SPLITS))
+    return max(SPLIT, split, least)
 
 
 @cache
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else MOST_SPLITS
+    if device.type != "cuda":
+        return MOST_SPLITS  # the interpreter's
+    num: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return num
 
 
 def as_bytes(pool: torch.Tensor) -> torch.Tensor:

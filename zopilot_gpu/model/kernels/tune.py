@@ -5,6 +5,7 @@ those of CUDA graphs over several copies of the weights, so that no cache holds 
 """
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -67,8 +68,8 @@ def _experts(
                 tell(f"{num_tokens} tokens, {shape}: not the same ({far:.1e}), not taken")
                 continue
             times = {
-                "up": _time([lambda w=w, s=shape, p=plan: launch.gate_up(w, x, p, top_k, s) for w, _ in copies]),
-                "down": _time([lambda w=w, s=shape, p=plan, h=inside: launch.down(w, h, p, s) for _, w in copies]),
+                "up": _time([partial(launch.gate_up, w, x, plan, top_k, shape) for w, _ in copies]),
+                "down": _time([partial(launch.down, w, inside, plan, shape) for _, w in copies]),
             }
         except (RuntimeError, torch.OutOfMemoryError) as error:  # it does not fit on this card
             tell(f"{num_tokens} tokens, {shape}: {type(error).__name__}")
@@ -90,7 +91,7 @@ def _linear(matrices: list[Tiled], num_tokens: int, usual: Shape, tell: Tell) ->
         try:
             far = (launch.product(matrices[0], x, shape).float() - expected).norm() / expected.norm()
             if far < _WORST_DISTANCE:
-                times[shape] = _time([lambda w=w, s=shape: launch.product(w, x, s) for w in matrices])
+                times[shape] = _time([partial(launch.product, w, x, shape) for w in matrices])
         except (RuntimeError, torch.OutOfMemoryError) as error:
             tell(f"one matrix, {num_tokens} tokens, {shape}: {type(error).__name__}")
     best = min(times, key=times.__getitem__)
@@ -110,16 +111,16 @@ def _time(calls: list[Callable[[], object]], repeat: int = 15) -> float:
     for call in calls:
         call()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls * 4:
             call()
-    times = []
+    times = list[float]()
     for _ in range(repeat):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()  # type: ignore[no-untyped-call]
-        graph.replay()  # type: ignore[no-untyped-call]
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
-        times.append(begin.elapsed_time(end) / len(calls * 4))  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / len(calls * 4))
     return median(times)
