@@ -170,6 +170,16 @@ def port(facts: Facts) -> Check | None:
     return Check("port", "ok", f"{number}", "It is free.")
 
 
+def start(facts: Facts) -> Check | None:
+    """What came of the start, in a service."""
+    state = facts.started
+    if state is None:
+        return None
+    if state.problem:
+        return Check("start", "fail", "not ready", state.problem, "Mend it and restart: until then /readyz and /ping say 503.")
+    return Check("start", "ok", f"{state.load_s} s", f"The model answers; the backend is {state.runner}: {state.why}.")
+
+
 def clock(facts: Facts) -> Check:
     """The clock, as far as one can tell alone."""
     value = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(facts.now_s))
@@ -194,6 +204,7 @@ CHECKS = (
     Entry("keys", "API keys are set (how many; never which).", keys),
     Entry("token", "The hub's token is set, where a download needs one (never shown).", token),
     Entry("port", "The port is free, and may be listened on.", port),
+    Entry("start", "In a service: the model answers, or why not.", start),
     Entry("clock", "The clock is not before this code was written.", clock, build=True),
 )
 
