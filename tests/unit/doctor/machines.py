@@ -99,7 +99,7 @@ def _volume(**changed: object) -> Volume:
 
 
 _OWN_DISK = Mount("/", "overlay", read_only=False)
-_MISSING = f"{NAME} is not in the mounted cache. Looked below /runpod-volume, /workspace, /home/bentoml/.cache/huggingface."
+_MISSING = f"{NAME} is not in the mounted cache. Looked below /runpod-volume, /workspace, ~/.cache/huggingface."
 _NO_DRIVER = Machine(*_cu124, _MEMORY)
 
 # name: the facts, the worst verdict, the check that says it, and a part of its sentence
