@@ -46,9 +46,9 @@ class Server:
         return httpx.Client(base_url=self.url, headers=self.headers if headers is None else headers, timeout=60)
 
     def health(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/health", headers=self.headers, timeout=10).json())
+        return dict(httpx.get(f"{self.url}/health", headers=self.headers, timeout=60).json())
 
-    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 30) -> dict[str, Any]:
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 120) -> dict[str, Any]:
         """The first /health that meets `condition`."""
         deadline_s = time.monotonic() + timeout_s
         health: dict[str, Any] = {}
@@ -88,7 +88,7 @@ def serving(directory: Path, *, working_dir: Path = ROOT, ready: bool = True, **
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
         if ready:
-            server.wait_for(lambda health: health["status"] == "ok", timeout_s=90)
+            server.wait_for(lambda health: health["status"] == "ok", timeout_s=240)
         yield server
     finally:
         process.terminate()

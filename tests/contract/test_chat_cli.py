@@ -38,7 +38,7 @@ def pipe(url: str, *lines: str, key: str = KEY, options: tuple[str, ...] = ()) -
     said = "".join(f"{line}\n" for line in lines)
     command = [*COMMAND, *options]
     return subprocess.run(
-        command, input=said, capture_output=True, text=True, timeout=90, env=environment(url, key), check=False
+        command, input=said, capture_output=True, text=True, timeout=120, env=environment(url, key), check=False
     )
 
 
@@ -96,7 +96,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
-    def wait_for(self, text: str, timeout_s: float = 60) -> None:
+    def wait_for(self, text: str, timeout_s: float = 120) -> None:
         """Reads on until `text` has come; what was shown before it is dropped."""
         deadline_s = time.monotonic() + timeout_s
         while text not in self.shown:
@@ -131,10 +131,10 @@ def test_in_a_terminal_it_greets_answers_helps_and_leaves(server: Server, termin
     terminal.wait_for("this model takes at most")  # and the conversation goes on
     terminal.wait_for("> ")
     terminal.type("/exit\n")
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(120) == 0
 
 
 def test_ctrl_c_stops_waiting_for_a_question_too(terminal: Terminal) -> None:
     terminal.wait_for("> ")
     terminal.process.send_signal(signal.SIGINT)
-    assert terminal.process.wait(20) == 0
+    assert terminal.process.wait(120) == 0

@@ -26,7 +26,7 @@ def demo(serve: Serve) -> Iterator[Server]:
 def run(name: str, url: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
     env = {"PATH": os.environ["PATH"], "ZOPILOT_GPU_API_KEY": key, "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, str(ROOT / "examples" / name), url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

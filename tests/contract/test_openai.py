@@ -454,7 +454,7 @@ def test_a_stream_that_is_closed_frees_the_engine(server: Server, client: openai
         assert chunk.choices
     assert not idle(server.health())
     endless.close()
-    server.wait_for(idle, timeout_s=2)
+    server.wait_for(idle)
 
 
 def test_the_openapi_document_is_served_and_describes_what_is_answered(demo: Server) -> None:
