@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,19 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: Path
     (directory / "tokenizer_config.json").write_text(json.dumps(LLAMA_TOKENIZER_CONFIG | {"chat_template": template}))
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def demo_of(serve: Serve) -> Iterator[Callable[[str], Server]]:
+    """The served demo model by the name of a runner, started once: for tests that leave it as it was."""
+    with ExitStack() as running:
+        yield cache(lambda runner: running.enter_context(serve(ZOPILOT_GPU_MODEL="demo", ZOPILOT_GPU_RUNNER=runner)))
+
+
+@pytest.fixture(scope="session")
+def demo(demo_of: Callable[[str], Server]) -> Server:
+    """The served demo model."""
+    return demo_of("mixtral")
 
 
 @pytest.fixture(scope="session")

@@ -5,21 +5,14 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import KEY, ROOT, Serve, Server, free_port
+from tests.conftest import KEY, ROOT, Server, free_port
 
 NUM_REQUESTS = 12
-
-
-@pytest.fixture(scope="module")
-def demo(serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL="demo") as server:
-        yield server
 
 
 def bench(url: str, *options: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":

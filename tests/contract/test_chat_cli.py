@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import KEY, ROOT, Serve, Server
+from tests.conftest import KEY, ROOT, Server
 
 COMMAND = [sys.executable, "-c", "from zopilot_gpu.cli import app; app()", "chat", "--temperature", "0"]
 INVOICE = 'Context: {"vendor": "Acme", "total": "118.40"}'
 
 
 @pytest.fixture(scope="module")
-def server(serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL="demo") as server:
-        yield server
+def server(demo: Server) -> Server:
+    return demo
 
 
 def environment(url: str, key: str = KEY) -> dict[str, str]:

@@ -5,21 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Serve, Server, free_port
+from tests.conftest import Server, free_port
 
 CONTEXT = {"vendor": "Acme", "invoice_number": "INV-1042", "total": "118.40", "due_date": "2026-12-01", "currency": "EUR"}
-
-
-@pytest.fixture(scope="module")
-def demo(serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL="demo") as server:
-        yield server
 
 
 def ask(demo: Server, prompt: str, context: dict[str, Any] | None = None, **fields: Any) -> str:

@@ -3,24 +3,17 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import KEY, ROOT, Serve, Server
+from tests.conftest import KEY, ROOT, Server
 
 EXPECTED = {
     "bentoml_client.py": "118.40\n",
     "httpx_stream.py": '{"vendor": "Acme", "total": "118.40"}\n',
     "json_schema.py": "Acme is owed 118.40\n",
 }
-
-
-@pytest.fixture(scope="module")
-def demo(serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL="demo") as server:
-        yield server
 
 
 def run(name: str, url: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
