@@ -5,6 +5,7 @@ import random
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,17 +149,17 @@ def test_a_packed_layer_is_gone_when_the_next_is_built(monkeypatch: pytest.Monke
     assert prepared.manifest
     config = MixtralConfig.from_json(json.loads((directory / "config.json").read_bytes()))
     tensors = load(directory, prepared.manifest)
-    files = {name: StorageWeakRef(tensor.untyped_storage()) for name, tensor in tensors.items()}
+    memory: Any = {name: StorageWeakRef(tensor.untyped_storage()) for name, tensor in tensors.items()}  # type: ignore[no-untyped-call]
     alive = list[int]()
 
     def get(name: str) -> torch.Tensor:
         if name.endswith(".attention_norm"):
-            alive.append(len({file.cdata for file in files.values() if not file.expired()}))
+            alive.append(len({piece.cdata for piece in memory.values() if not piece.expired()}))
         return tensors.pop(name)
 
     model = build_packed(config, get, torch.bfloat16, CPU, dequantise=held == "dequantised")
     assert alive == [config.num_layers + 1 - index for index in range(config.num_layers)]  # and the file of the embedding
-    assert {name for name, file in files.items() if not file.expired()} == {"embedding", "norm", "head"}
+    assert {name for name, piece in memory.items() if not piece.expired()} == {"embedding", "norm", "head"}
     assert len(model.layers) == config.num_layers
     assert tensors == {}
 
