@@ -26,8 +26,8 @@ serve: setup ## serve the real model from the mounted cache on 127.0.0.1
 doctor: setup ## what will work on this machine and what will not, with the environment of the service
 	@$(BIN)/zopilot-gpu doctor
 
-test: setup ## all tests
-	$(BIN)/python -m pytest
+test: setup ## all tests, in two processes; what fails there once more, alone. TESTS=tests/unit for a part
+	@$(BIN)/python -m tests.suite $(TESTS)
 
 gpu: setup ## the tests that need a GPU: kernels on the card, and a model by them
 	$(BIN)/python -m pytest tests/gpu
