@@ -45,6 +45,6 @@ def pool_size(config: MixtralConfig, dtype: torch.dtype, device: torch.device, *
 
 
 def make_pools(config: MixtralConfig, size: PoolSize, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    """One pool a layer, [2, B, N, K, h], zeroed."""
-    shape = (2, size.num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+    """One pool a layer, [2, B + 1, N, K, h], zeroed. The last block is nobody's: what only fills up a step is written there."""
+    shape = (2, size.num_blocks + 1, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
     return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
