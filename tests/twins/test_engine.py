@@ -80,7 +80,10 @@ def engine(
     for tensor in pools:
         tensor.fill_(float("nan"))  # what is read before it is written shows
     scheduler = Scheduler(pool, max_step_tokens=max_step_tokens, max_running=max_running)
-    return Engine(model, pools, scheduler, **MODES[mode])
+    made = Engine(model, pools, scheduler, **MODES[mode])
+    while made.rest():
+        pass
+    return made
 
 
 def run(it: Engine) -> None:
@@ -251,8 +254,9 @@ async def collect(mailbox: Mailbox) -> list[int] | ServiceError:
             return tokens
 
 
-async def test_the_loop_carries_tokens_to_whom_they_belong(model: Mixtral, prompts: list[list[int]]) -> None:
-    loop = EngineLoop(engine(model), asyncio.get_running_loop())
+@pytest.mark.parametrize("mode", ["in turn", "ahead and filled up"])
+async def test_the_loop_carries_tokens_to_whom_they_belong(model: Mixtral, prompts: list[list[int]], mode: str) -> None:
+    loop = EngineLoop(engine(model, mode=mode), asyncio.get_running_loop())
     sequences = [Sequence(str(n), prompt, 20, stop_ids=frozenset([EOS])) for n, prompt in enumerate(prompts)]
     answers = await asyncio.gather(*(collect(loop.submit(one)) for one in sequences))
     assert answers == [alone(model, one) for one in sequences]
@@ -260,8 +264,9 @@ async def test_the_loop_carries_tokens_to_whom_they_belong(model: Mixtral, promp
     await loop.close()
 
 
-async def test_aborts_deadlines_and_the_end_free_everything(model: Mixtral, prompts: list[list[int]]) -> None:
-    it = engine(model)
+@pytest.mark.parametrize("mode", ["in turn", "ahead and filled up"])
+async def test_aborts_deadlines_and_the_end_free_everything(model: Mixtral, prompts: list[list[int]], mode: str) -> None:
+    it = engine(model, mode=mode)
     loop = EngineLoop(it, asyncio.get_running_loop())
     aborted = loop.submit(Sequence("aborted", prompts[0], 10**4 // 4))
     assert isinstance(await asyncio.wait_for(aborted.arrived.get(), 30), Drawn)
@@ -277,10 +282,11 @@ async def test_aborts_deadlines_and_the_end_free_everything(model: Mixtral, prom
     it.scheduler.check()
 
 
+@pytest.mark.parametrize("mode", ["in turn", "ahead and filled up"])
 async def test_a_step_that_fails_ends_what_is_in_flight_and_the_engine_goes_on(
-    model: Mixtral, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    model: Mixtral, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    it = engine(model)
+    it = engine(model, mode=mode)
     loop = EngineLoop(it, asyncio.get_running_loop())
     doomed = loop.submit(Sequence("doomed", prompts[0], 2000))
     await asyncio.wait_for(doomed.arrived.get(), 30)

@@ -65,6 +65,7 @@ class Engine:
         scheduler: decides what runs.
         steps_ahead: whether a step is launched before the one before it is read; None is on a GPU only. A CPU has computed a
             step when it is launched, so that going ahead would only hold up the answer.
+        max_context: most tokens of a sequence, for which steps of decodes are made; None is the model's.
         decode: how steps of decodes run: as `graphs`, as their `twins`, which are the same steps launched piece by piece, or
             `plain`ly, without being filled up. None is graphs where the model's kernels can be captured, else plainly.
     """
@@ -76,6 +77,7 @@ class Engine:
         scheduler: Scheduler,
         *,
         steps_ahead: bool | None = None,
+        max_context: int | None = None,
         decode: Literal["graphs", "twins", "plain"] | None = None,
     ) -> None:
         self._model = model
@@ -94,7 +96,7 @@ class Engine:
         width = scheduler.pool.num_blocks
         if decode != "plain":
             capture = graphs.twin if decode == "twins" else graphs.capture_graphs(self._device)
-            most = min(width, scheduler.pool.blocks_for(model.config.max_position))
+            most = scheduler.pool.blocks_for(max_context or model.config.max_position)
             self._forms = graphs.Forms(model, pools, self._seats, scheduler.max_running, most, capture)
             width = max(width, self._forms.widths[-1])
         self._tables = inputs.Tables(scheduler.max_running, width)

@@ -27,7 +27,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 _log = log.get(__name__)
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _BLOCKS = (64, 256, 1024)  # of 16 tokens; the kernels split a context by the width of its table, not by its length
-_TOKENS = (*_ROWS, 384, 512)  # above, kernels do not depend on the number
+TOKENS = (*_ROWS, 384, 512)  # of a step that is no form; above, kernels do not depend on the number
 _STEPS_BETWEEN_CAPTURES = 8
 _MOST_SPARE = 4  # a form so many times larger than the step is slower than no form
 
@@ -63,8 +63,7 @@ class Forms:
         self, model: Mixtral, pools: Rows[torch.Tensor], seats: Seats, max_rows: int, max_blocks: int, capture: Capture
     ) -> None:
         self._model, self._pools, self._seats, self._capture = model, pools, seats, capture
-        self.ladder = _ladder(_ROWS, max_rows)
-        self.widths = _ladder(_BLOCKS, -(-max_blocks // 16) * 16)
+        self.ladder, self.widths = _ladder(_ROWS, max_rows), table_widths(max_blocks)
         device = model.embedding.device
         largest = Sizes(self.ladder[-1], self.ladder[-1], self.widths[-1], self.ladder[-1])
         self._memory = torch.zeros(num_bytes(largest), dtype=torch.uint8, device=device)
@@ -200,7 +199,12 @@ class capture_graphs:  # noqa: N801  (a `Capture` with state)
 
 def padded(num_tokens: int) -> int:
     """The size to which a step that is no form is filled up: few sizes, so that few kernels have to be compiled."""
-    return _at_least(list(_TOKENS), num_tokens) if num_tokens <= _TOKENS[-1] else num_tokens
+    return _at_least(list(TOKENS), num_tokens) if num_tokens <= TOKENS[-1] else num_tokens
+
+
+def table_widths(max_blocks: int) -> list[int]:
+    """The widths of block tables, up to one for sequences of `max_blocks`."""
+    return _ladder(_BLOCKS, -(-max_blocks // 16) * 16)
 
 
 def _nothing() -> None:
