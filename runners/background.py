@@ -184,7 +184,7 @@ class BackgroundRunner:
             self._fail(problem.detail or problem.message)
         except Exception as error:  # noqa: BLE001  (a border: whatever fails here, the process goes on to say so)
             _log.error("load_failed", exc_info=error)
-            self._fail(f"Loading failed: {in_a_line(error)}")
+            self._fail(f"Loading failed ({in_a_line(error)}): `zopilot-gpu doctor` may say why.")
         else:
             load_s = round(time.monotonic() - began_s, 2)
             self._state = replace(self._state, phase="ready", step="ready", progress=1.0, load_s=load_s)
