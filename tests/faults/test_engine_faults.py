@@ -6,7 +6,7 @@
 import asyncio
 import os
 import random
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable
 
@@ -53,10 +53,16 @@ FAULTS: dict[str, tuple[type[ServiceError], Callable[[pytest.MonkeyPatch, Engine
 }
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():  # noqa: ASYNC110  (the engine's thread sets no event)
+            await asyncio.sleep(0.01)
+
+
 async def first_tokens(mailbox: Mailbox, number: int) -> None:
     """Waits until a sequence has got some tokens."""
     for _ in range(number):
-        assert isinstance(await asyncio.wait_for(mailbox.arrived.get(), 30), Drawn)
+        assert isinstance(await asyncio.wait_for(mailbox.arrived.get(), 120), Drawn)
 
 
 async def test_a_broken_turn_ends_what_is_in_flight_with_the_right_error_and_the_engine_goes_on(
@@ -78,11 +84,7 @@ async def test_a_broken_turn_ends_what_is_in_flight_with_the_right_error_and_the
             if name == "block map":  # noticed when nothing runs
                 for mailbox in doomed:
                     loop.abort(mailbox)
-                for _ in range(3000):
-                    await asyncio.sleep(0.01)
-                    if it.scheduler.pool._owners[0] == 0:
-                        break
-                assert it.scheduler.pool._owners[0] == 0
+                await until(lambda: it.scheduler.pool._owners[0] == 0)
             else:
                 assert {type(await twin.collect(mailbox)) for mailbox in doomed} == {error}
         assert await twin.collect(loop.submit(Sequence("after", prompts[0], 8))) == expected
@@ -110,16 +112,16 @@ async def test_a_step_that_hangs_shows_and_so_does_its_end(
     loop = EngineLoop(it, asyncio.get_running_loop())
     forward = it._forward
 
+    goes_on = threading.Event()
+
     def slow(*args: object) -> object:
-        time.sleep(1)
+        goes_on.wait(120)
         return forward(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(it, "_forward", slow)
     hanging = loop.submit(Sequence("hanging", prompts[0], 1))
-    await asyncio.sleep(0.8)
-    assert loop.stalled_s > 0.4
+    await until(lambda: loop.stalled_s > 1)
+    goes_on.set()
     assert isinstance(await twin.collect(hanging), list)
-    monkeypatch.undo()
-    await asyncio.sleep(0.6)
-    assert loop.stalled_s < 0.6
+    await until(lambda: loop.stalled_s < 0.6)
     await loop.close()

@@ -246,7 +246,7 @@ def test_the_pool_is_as_large_as_asked_or_as_fits(model: Mixtral) -> None:
 async def collect(mailbox: Mailbox) -> list[int] | ServiceError:
     tokens = []
     while True:
-        letter = await asyncio.wait_for(mailbox.arrived.get(), 30)
+        letter = await asyncio.wait_for(mailbox.arrived.get(), 120)
         if isinstance(letter, ServiceError):
             return letter
         tokens += letter.token_ids
@@ -260,7 +260,7 @@ async def test_the_loop_carries_tokens_to_whom_they_belong(model: Mixtral, promp
     sequences = [Sequence(str(n), prompt, 20, stop_ids=frozenset([EOS])) for n, prompt in enumerate(prompts)]
     answers = await asyncio.gather(*(collect(loop.submit(one)) for one in sequences))
     assert answers == [alone(model, one) for one in sequences]
-    assert loop.stalled_s < 2
+    assert loop.stalled_s < 10
     await loop.close()
 
 
@@ -269,14 +269,14 @@ async def test_aborts_deadlines_and_the_end_free_everything(model: Mixtral, prom
     it = engine(model, mode=mode)
     loop = EngineLoop(it, asyncio.get_running_loop())
     aborted = loop.submit(Sequence("aborted", prompts[0], 10**4 // 4))
-    assert isinstance(await asyncio.wait_for(aborted.arrived.get(), 30), Drawn)
+    assert isinstance(await asyncio.wait_for(aborted.arrived.get(), 120), Drawn)
     loop.abort(aborted)
     late = loop.submit(Sequence("late", prompts[1], 2000, deadline_s=time.monotonic() + 0.2))
     assert isinstance(await collect(late), DeadlineExceeded)
     assert it.scheduler.running == []
     assert aborted.sequence.num_computed == 0
     left = loop.submit(Sequence("left", prompts[2], 2000))
-    await asyncio.wait_for(left.arrived.get(), 30)
+    await asyncio.wait_for(left.arrived.get(), 120)
     await loop.close()
     assert isinstance(await collect(left), ShuttingDown)
     it.scheduler.check()
@@ -289,7 +289,7 @@ async def test_a_step_that_fails_ends_what_is_in_flight_and_the_engine_goes_on(
     it = engine(model, mode=mode)
     loop = EngineLoop(it, asyncio.get_running_loop())
     doomed = loop.submit(Sequence("doomed", prompts[0], 2000))
-    await asyncio.wait_for(doomed.arrived.get(), 30)
+    await asyncio.wait_for(doomed.arrived.get(), 120)
     with monkeypatch.context() as patch:
         patch.setattr(it, "_forward", lambda *_: 1 / 0)
         assert isinstance(await collect(doomed), InternalError)
