@@ -1,0 +1,157 @@
+"""The whole model through the engine: the real scheduler, sampler and pool. Knows sequences and clocks.
+
+A decode is measured with all sequences past their prompts: tokens that came back, by the time that their steps took. A prompt
+is measured from `add` to its first token, with nothing else running, in steps as large as the runner's and in larger ones.
+"""
+
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import torch
+
+from zopilot_gpu.bench.gpu import made_up
+from zopilot_gpu.bench.gpu.clock import elapsed_s, settle
+from zopilot_gpu.bench.gpu.kernels import SERVED
+from zopilot_gpu.bench.gpu.parts_of_step import parts_of_step
+from zopilot_gpu.bench.gpu.sizes import Sizes
+from zopilot_gpu.bench.gpu.subject import make_engine, make_model
+from zopilot_gpu.engine.engine import Engine
+from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.events import GREEDY, Sampling
+from zopilot_gpu.model.mixtral import Mixtral
+
+RUNNER_STEP_TOKENS = 512  # of runners.mixtral
+LARGE_STEP_TOKENS = 4096
+_WARM_STEPS = 8
+_PROFILED_STEPS = 8
+_FIRST_TOKENS = 5  # times that the shortest prompt is measured
+_LONGEST_S = 120.0  # that any of these may take before it is given up
+
+
+def build(sizes: Sizes, device: torch.device, *, nested: bool) -> tuple[Mixtral, dict[str, Any]]:
+    """The model, and the memory that its weights take."""
+    before = _allocated(device)
+    made: list[Mixtral] = []
+    seconds = elapsed_s(lambda: made.append(make_model(sizes, device, nested=nested)), device)
+    return made[0], {"absmax": "nested" if nested else "bf16", "built_s": seconds, "weights_gb": _allocated(device) - before}
+
+
+def prefill(sizes: Sizes, model: Mixtral) -> dict[str, Any]:
+    """Milliseconds to the first token, and prompt tokens a second, by the prompt's length."""
+    found: dict[str, Any] = {}
+    for step_tokens in (RUNNER_STEP_TOKENS, LARGE_STEP_TOKENS):
+        engine = make_engine(model, max(sizes.prompts) + 64, max_step_tokens=step_tokens, max_running=1)
+        for length in sizes.prompts:
+            if step_tokens > RUNNER_STEP_TOKENS and length <= RUNNER_STEP_TOKENS:
+                continue  # the same steps
+            _first_token_s(sizes, engine, length)  # compiles
+            count = _FIRST_TOKENS if length == min(sizes.prompts) else 2
+            seconds = median(_first_token_s(sizes, engine, length) for _ in range(count))
+            key = str(length) if step_tokens == RUNNER_STEP_TOKENS else f"{length}, steps of {step_tokens}"
+            found[key] = {"ms": seconds * 1000, "tokens_per_s": length / seconds}
+    return found
+
+
+def _first_token_s(sizes: Sizes, engine: Engine, length: int) -> float:
+    sequence = _sequences(sizes, engine, 1, length, 1, GREEDY)[0]
+    began_s = time.perf_counter()
+    while not sequence.output_ids:
+        engine.step()
+        _give_up_after(began_s)
+    seconds = time.perf_counter() - began_s
+    _drain(engine)
+    return seconds
+
+
+def decode(sizes: Sizes, model: Mixtral) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Steps of each batch: tokens a second, milliseconds; by parts, and with the service's own sampling, of some."""
+    engine = _decoding_engine(sizes, model)
+    for size in sizes.batches:
+        yield str(size), _decode(sizes, engine, size, GREEDY)
+        if size in sizes.profiled:
+            yield f"{size}, as served", _decode(sizes, engine, size, SERVED)
+
+
+def decode_some(sizes: Sizes, model: Mixtral) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same of a few batches, greedy."""
+    engine = _decoding_engine(sizes, model)
+    for size in sizes.profiled:
+        yield str(size), _decode(sizes, engine, size, GREEDY)
+
+
+def _decoding_engine(sizes: Sizes, model: Mixtral) -> Engine:
+    """One whose prompts all go into one step, so that no step has an odd number of tokens for which kernels are compiled."""
+    most = max(sizes.batches)
+    return make_engine(model, sizes.kv_tokens, max_step_tokens=most * (sizes.context + 1), max_running=most)
+
+
+def _decode(sizes: Sizes, engine: Engine, size: int, sampling: Sampling) -> dict[str, Any]:
+    """Prompts are so long that the middle of the steps that are timed has the context wanted."""
+    prompt = max(1, sizes.context - _WARM_STEPS - sizes.steps // 2)
+    outputs = 2 * _WARM_STEPS + sizes.steps + _PROFILED_STEPS + 4
+    sequences = _sequences(sizes, engine, size, prompt, outputs, sampling)
+    began_s = time.perf_counter()
+    while min(len(one.output_ids) for one in sequences) < _WARM_STEPS:
+        engine.step()
+        _give_up_after(began_s)
+    times, count = [], 0
+    for _ in range(sizes.steps):
+        began_s = time.perf_counter()
+        drawn = engine.step()
+        times.append(time.perf_counter() - began_s)
+        count += sum(len(one.token_ids) for one in drawn)
+    found: dict[str, Any] = {
+        "tokens_per_s": count / sum(times),
+        "ms": median(times) * 1000,
+        "slowest_ms": max(times) * 1000,
+        "steps": len(times),
+        "context": prompt + _WARM_STEPS + sizes.steps // 2,
+    }
+    if size in sizes.profiled and sampling is GREEDY:
+        found["parts"] = parts_of_step(engine.step, _PROFILED_STEPS)
+    _drain(engine)
+    return found
+
+
+def _sequences(sizes: Sizes, engine: Engine, count: int, prompt: int, outputs: int, sampling: Sampling) -> list[Sequence]:
+    """New ones, of tokens that no other had."""
+    random = made_up.generator(torch.device("cpu"), "prompts", engine.num_steps, count, prompt)
+    ids = torch.randint(3, sizes.config.vocab_size, (count, prompt), generator=random).tolist()
+    sequences = [Sequence(f"bench-{row}", ids[row], outputs, sampling, seed=row) for row in range(count)]
+    for one in sequences:
+        engine.scheduler.add(one)
+    return sequences
+
+
+def _drain(engine: Engine) -> None:
+    """Until nothing is left, also of an engine that is a step ahead."""
+    began_s = time.perf_counter()
+    while engine.step() or engine.scheduler.running or engine.scheduler.waiting.owners:
+        _give_up_after(began_s)
+
+
+def _give_up_after(began_s: float) -> None:
+    if time.perf_counter() - began_s > _LONGEST_S:
+        raise TimeoutError(f"the engine gave nothing for {_LONGEST_S:.0f} s")
+
+
+def memory(model: Mixtral, sizes: Sizes, device: torch.device) -> dict[str, Any]:
+    """What is there, and the most that was, in GB; of the whole card too, where there is one."""
+    found = {"kv_gb": sizes.kv_tokens * model.config.kv_bytes_per_token() / 1e9, "allocated_gb": _allocated(device)}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        found |= {"peak_gb": torch.cuda.max_memory_allocated(device) / 1e9, "card_used_gb": (total - free) / 1e9}
+    return found
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begins to look for the most memory anew."""
+    if device.type == "cuda":
+        settle(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _allocated(device: torch.device) -> float:
+    return torch.cuda.memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
