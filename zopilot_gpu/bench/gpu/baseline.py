@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from zopilot_gpu.bench.gpu import made_up
 from zopilot_gpu.bench.gpu.clock import elapsed_s, settle
@@ -34,8 +35,8 @@ class LeftOut(Exception):
 
 def by_plain_parts(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """A decode step of one sequence by the plain parts."""
-    product = "bitsandbytes gemm_4bit" if device.type == "cuda" and find_spec("bitsandbytes") else "dequantised each time"
-    model = _plain_model(sizes, device)
+    product, how = _product(device)
+    model = _plain_model(sizes, device, product)
     room = -(-sizes.context // BLOCK_SIZE) + 1
     caches = made_up.pools(model.config, room, model.embedding, 0.5)
 
@@ -43,14 +44,26 @@ def by_plain_parts(sizes: Sizes, device: torch.device) -> dict[str, Any]:
         place = sizes.context - 1 - number
         return model.forward(made_up.batch([(place, place + 1)], model.config, device, room), caches).argmax(-1).tolist()
 
-    return _step_of(step, sizes, device) | {"products": product}
+    return _step_of(step, sizes, device) | {"products": how}
 
 
-def _plain_model(sizes: Sizes, device: torch.device) -> Mixtral:
+def _product(device: torch.device) -> tuple[Callable[[NF4], Linear], str]:
+    """What multiplies with a weight in NF4, and its name: bitsandbytes where it is there and works."""
+    try:
+        quantised(made_up.weight((128, 128), device))(made_up.normal(device, 1, 128))
+    except Exception as error:  # noqa: BLE001  (what a library raises that was built for another CUDA is its own affair)
+        return _by_dequantising, f"dequantised each time, since bitsandbytes did not work ({type(error).__name__})"
+    return quantised, "bitsandbytes gemm_4bit" if device.type == "cuda" else "dequantised each time"
+
+
+def _by_dequantising(weight: NF4) -> Linear:
+    return lambda x: linear(x, weight.dequantise(x.dtype))
+
+
+def _plain_model(sizes: Sizes, device: torch.device, product: Callable[[NF4], Linear]) -> Mixtral:
     """The model of `subject.make_model`, of the same weights, by plain parts."""
     config, dtype = sizes.config, torch.bfloat16
-    source, table = Packed(made_up.packed_tensors(config, device, nested=False), device), shapes(sizes.config)
-    product = quantised if device.type != "cuda" or find_spec("bitsandbytes") else _by_dequantising
+    source, table = Packed(made_up.packed_tensors(config, device, nested=False), device), shapes(config)
 
     def plain(name: str) -> torch.Tensor:
         return source.plain(name, table[name])
@@ -70,10 +83,6 @@ def _plain_model(sizes: Sizes, device: torch.device) -> Mixtral:
     layers = [layer(f"layers.{index}") for index in range(config.num_layers)]
     rotary = rotary_table(config, config.max_position, dtype, device)
     return Mixtral(config, plain("embedding"), layers, plain("norm"), plain("head"), rotary, PlainParts())
-
-
-def _by_dequantising(weight: NF4) -> Linear:
-    return lambda x: torch.nn.functional.linear(x, weight.dequantise(x.dtype))
 
 
 def by_transformers(sizes: Sizes, device: torch.device) -> dict[str, Any]:

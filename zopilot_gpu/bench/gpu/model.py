@@ -25,6 +25,8 @@ from zopilot_gpu.model.mixtral import Mixtral
 RUNNER_STEP_TOKENS = 512  # of runners.mixtral
 LARGE_STEP_TOKENS = 4096
 _WARM_STEPS = 8
+_WAVE = 32  # prompts that are computed at once: more would need more memory than the card has besides
+_STEPS_A_WAVE = 8  # that those before it go on for, at most
 _PROFILED_STEPS = 8
 _FIRST_TOKENS = 5  # times that the shortest prompt is measured
 _LONGEST_S = 120.0  # that any of these may take before it is given up
@@ -57,9 +59,7 @@ def prefill(sizes: Sizes, model: Mixtral) -> dict[str, Any]:
 def _first_token_s(sizes: Sizes, engine: Engine, length: int) -> float:
     sequence = _sequences(sizes, engine, 1, length, 1, GREEDY)[0]
     began_s = time.perf_counter()
-    while not sequence.output_ids:
-        engine.step()
-        _give_up_after(began_s)
+    _step_until(engine, [sequence], 1)
     seconds = time.perf_counter() - began_s
     _drain(engine)
     return seconds
@@ -82,20 +82,21 @@ def decode_some(sizes: Sizes, model: Mixtral) -> Iterator[tuple[str, dict[str, A
 
 
 def _decoding_engine(sizes: Sizes, model: Mixtral) -> Engine:
-    """One whose prompts all go into one step, so that no step has an odd number of tokens for which kernels are compiled."""
+    """One in whose steps the prompts of a wave go at once: kernels are compiled for odd numbers of few tokens, not of many."""
     most = max(sizes.batches)
-    return make_engine(model, sizes.kv_tokens, max_step_tokens=most * (sizes.context + 1), max_running=most)
+    step_tokens = min(most, _WAVE) * sizes.context + most
+    return make_engine(model, sizes.kv_tokens, max_step_tokens=step_tokens, max_running=most)
 
 
 def _decode(sizes: Sizes, engine: Engine, size: int, sampling: Sampling) -> dict[str, Any]:
-    """Prompts are so long that the middle of the steps that are timed has the context wanted."""
+    """Prompts are so long that the middle of the steps that are timed has the context wanted, but for what waves differ by."""
     prompt = max(1, sizes.context - _WARM_STEPS - sizes.steps // 2)
-    outputs = 2 * _WARM_STEPS + sizes.steps + _PROFILED_STEPS + 4
-    sequences = _sequences(sizes, engine, size, prompt, outputs, sampling)
-    began_s = time.perf_counter()
-    while min(len(one.output_ids) for one in sequences) < _WARM_STEPS:
-        engine.step()
-        _give_up_after(began_s)
+    outputs = 2 * _WARM_STEPS + sizes.steps + _PROFILED_STEPS + _STEPS_A_WAVE * (size // _WAVE + 1)
+    sequences = list[Sequence]()
+    for first in range(0, size, _WAVE):
+        sequences += _sequences(sizes, engine, min(_WAVE, size - first), prompt, outputs, sampling)
+        last = first + _WAVE >= size
+        _step_until(engine, sequences, _WARM_STEPS if last else 1)
     times, count = [], 0
     for _ in range(sizes.steps):
         began_s = time.perf_counter()
@@ -110,9 +111,17 @@ def _decode(sizes: Sizes, engine: Engine, size: int, sampling: Sampling) -> dict
         "context": prompt + _WARM_STEPS + sizes.steps // 2,
     }
     if size in sizes.profiled and sampling is GREEDY:
-        found["parts"] = parts_of_step(engine.step, _PROFILED_STEPS)
+        found["parts"] = parts_of_step(engine.step, _PROFILED_STEPS, found["ms"] * 1000)
     _drain(engine)
     return found
+
+
+def _step_until(engine: Engine, sequences: list[Sequence], outputs: int) -> None:
+    """Until each has so many tokens."""
+    began_s = time.perf_counter()
+    while min(len(one.output_ids) for one in sequences) < outputs:
+        engine.step()
+        _give_up_after(began_s)
 
 
 def _sequences(sizes: Sizes, engine: Engine, count: int, prompt: int, outputs: int, sampling: Sampling) -> list[Sequence]:

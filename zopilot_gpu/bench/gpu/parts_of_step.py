@@ -4,7 +4,6 @@ Names of kernels tell parts; what none of the patterns knows is in `other`, with
 """
 
 import re
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +12,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 _PARTS = {
-    "experts": r"gate_up|down_kernel|gather_kernel|sum_kernel|dequantise",
-    "routing": r"route",
-    "QKV and O": r"dense_kernel",
-    "attention": r"attend|merge_kernel",
-    "rotary and KV write": r"rotate",
+    "experts": r"gate_up|^down_kernel|^gather_kernel|^sum_kernel|dequantise",
+    "routing": r"^route",
+    "QKV and O": r"^dense_kernel",
+    "attention": r"^attend|^merge_kernel",
+    "rotary and KV write": r"^rotate",
     "norms and router": r"add_norm",
     "head": r"gemm|gemv|nvjet|cutlass|cublas|splitK",
     "sampling": r"arg_?max|arg_?min|sort|softmax|cumsum|scan|isfinite|isnan|multinomial|sampl|penal|Radix|topk|reduce",
@@ -30,20 +29,18 @@ def part_of(kernel: str) -> str:
     return next((part for part, pattern in _PARTS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
-def parts_of_step(step: Callable[[], object], steps: int) -> dict[str, Any]:
+def parts_of_step(step: Callable[[], object], steps: int, whole_us: float) -> dict[str, Any]:
     """Microseconds of one step by part, over several of them.
 
-    `busy` is the time in which the GPU did anything, `gaps` the rest of the time that a step took. A profiler slows the host:
-    `gaps` is at most this without it, and the parts are as they are.
+    `busy` is the time in which the GPU did anything. A profiler slows the host, not the GPU: `gaps` are what is left of
+    `whole_us`, which is a step without one.
     """
     on_gpu = torch.cuda.is_available()
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
-        began_s = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as seen:
         for _ in range(steps):
             step()
         if on_gpu:
             torch.cuda.synchronize()
-        wall_us = (time.perf_counter() - began_s) * 1e6 / steps
     spans = _spans(seen.events(), on_gpu=on_gpu)
     parts: dict[str, float] = defaultdict(float)
     others: dict[str, float] = defaultdict(float)
@@ -52,11 +49,11 @@ def parts_of_step(step: Callable[[], object], steps: int) -> dict[str, Any]:
         parts[part] += end - begin
         if part == "other":
             others[name[:60]] += end - begin
-    busy_us = _covered(spans) / steps
+    busy_us = covered(spans) / steps
     return {
         "us": {part: round(total / steps, 1) for part, total in _largest(parts)},
         "busy_us": round(busy_us, 1),
-        "gaps_us": round(max(0.0, wall_us - busy_us), 1),
+        "gaps_us": round(max(0.0, whole_us - busy_us), 1),
         "kernels": round(len(spans) / steps, 1),
         "largest_other_us": {name: round(total / steps, 1) for name, total in _largest(others)[:4]},
     }
@@ -73,7 +70,7 @@ def _spans(events: Any, *, on_gpu: bool) -> list[tuple[str, float, float]]:
     return sorted(found, key=lambda span: span[1])
 
 
-def _covered(spans: list[tuple[str, float, float]]) -> float:
+def covered(spans: list[tuple[str, float, float]]) -> float:
     """Length of what the spans, in order of their begin, cover together."""
     total, last = 0.0, float("-inf")
     for _, begin, end in spans:

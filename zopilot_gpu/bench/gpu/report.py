@@ -67,7 +67,7 @@ def show_decode(found: Mapping[str, Any], best: Ceilings | None, sizes: Sizes, c
         made = table("us of a step", *(f"B={size}" for size in split))
         for name in names:
             made.add_row(name, *(f"{parts['us'].get(name, 0):,.0f}" for parts in split.values()))
-        for name, key in (("GPU busy", "busy_us"), ("gaps, profiled", "gaps_us"), ("launches", "kernels")):
+        for name, key in (("GPU busy", "busy_us"), ("gaps", "gaps_us"), ("launches", "kernels")):
             made.add_row(name, *(f"{parts[key]:,.0f}" for parts in split.values()))
         console.print(made)
 
