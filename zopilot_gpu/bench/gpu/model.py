@@ -24,7 +24,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 
 RUNNER_STEP_TOKENS = 512  # of runners.mixtral
 LARGE_STEP_TOKENS = 4096
-_WARM_STEPS = 8
+_WARM_STEPS = 20  # in which an engine captures the graph of a step that it meets again and again
 _WAVE = 32  # prompts that are computed at once: more would need more memory than the card has besides
 _STEPS_A_WAVE = 8  # that those before it go on for, at most
 _PROFILED_STEPS = 8
@@ -91,7 +91,7 @@ def _decoding_engine(sizes: Sizes, model: Mixtral) -> Engine:
 def _decode(sizes: Sizes, engine: Engine, size: int, sampling: Sampling) -> dict[str, Any]:
     """Prompts are so long that the middle of the steps that are timed has the context wanted, but for what waves differ by."""
     prompt = max(1, sizes.context - _WARM_STEPS - sizes.steps // 2)
-    outputs = 2 * _WARM_STEPS + sizes.steps + _PROFILED_STEPS + _STEPS_A_WAVE * (size // _WAVE + 1)
+    outputs = _WARM_STEPS + sizes.steps + _PROFILED_STEPS + _STEPS_A_WAVE * (size // _WAVE + 1)
     sequences = list[Sequence]()
     for first in range(0, size, _WAVE):
         sequences += _sequences(sizes, engine, min(_WAVE, size - first), prompt, outputs, sampling)
