@@ -22,7 +22,7 @@ from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.events import GREEDY, Sampling
 from zopilot_gpu.model.mixtral import Mixtral
 
-RUNNER_STEP_TOKENS = 512  # of runners.mixtral
+RUNNER_STEP_TOKENS = 2048  # of runners.mixtral
 LARGE_STEP_TOKENS = 4096
 _WARM_STEPS = 20  # in which an engine captures the graph of a step that it meets again and again
 _WAVE = 32  # prompts that are computed at once: more would need more memory than the card has besides

@@ -43,4 +43,15 @@ def make_engine(model: Mixtral, num_tokens: int, *, max_step_tokens: int, max_ru
 
 def draw(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     """The next token of each sequence, from its row of `logits`: [R, V] float32 -> [R] int64; the host's work with it."""
-    return sampler.sample(logits, sampler.rows(sequences, logits.shape[1], logits.device))
+    many = [row for row, one in enumerate(sequences) if sampler.draws_from_many(one.sampling)]
+    seen = None
+    if any(one.sampling.repetition_penalty != 1 for one in sequences):  # the engine keeps these on the device
+        seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        seen[:, : len(sequences[0].prompt_ids)] = True
+    rows = sampler.Rows(
+        parameters=torch.from_numpy(sampler.parameters(sequences)).to(logits.device),
+        any_few=any(sampler.draws_from_few(one.sampling) for one in sequences),
+        many=torch.tensor(many, device=logits.device) if many else None,
+        seen=seen,
+    )
+    return sampler.sample(logits, rows)
