@@ -50,7 +50,7 @@ def by_plain_parts(sizes: Sizes, device: torch.device) -> dict[str, Any]:
 def _product(device: torch.device) -> tuple[Callable[[NF4], Linear], str]:
     """What multiplies with a weight in NF4, and its name: bitsandbytes where it is there and works."""
     try:
-        quantised(made_up.weight((128, 128), device))(made_up.normal(device, 1, 128))
+        float(quantised(made_up.weight((128, 128), device))(made_up.normal(device, 1, 128)).sum())
     except Exception as error:  # noqa: BLE001  (what a library raises that was built for another CUDA is its own affair)
         return _by_dequantising, f"dequantised each time, since bitsandbytes did not work ({type(error).__name__})"
     return quantised, "bitsandbytes gemm_4bit" if device.type == "cuda" else "dequantised each time"

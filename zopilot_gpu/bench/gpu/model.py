@@ -40,20 +40,21 @@ def build(sizes: Sizes, device: torch.device, *, nested: bool) -> tuple[Mixtral,
     return made[0], {"absmax": "nested" if nested else "bf16", "built_s": seconds, "weights_gb": _allocated(device) - before}
 
 
-def prefill(sizes: Sizes, model: Mixtral) -> dict[str, Any]:
-    """Milliseconds to the first token, and prompt tokens a second, by the prompt's length."""
+def prefill(sizes: Sizes, model: Mixtral, step_tokens: int) -> dict[str, Any]:
+    """Milliseconds to the first token, and prompt tokens a second, by the prompt's length, in steps of so many tokens."""
     found: dict[str, Any] = {}
-    for step_tokens in (RUNNER_STEP_TOKENS, LARGE_STEP_TOKENS):
-        engine = make_engine(model, max(sizes.prompts) + 64, max_step_tokens=step_tokens, max_running=1)
-        for length in sizes.prompts:
-            if step_tokens > RUNNER_STEP_TOKENS and length <= RUNNER_STEP_TOKENS:
-                continue  # the same steps
-            _first_token_s(sizes, engine, length)  # compiles
-            count = _FIRST_TOKENS if length == min(sizes.prompts) else 2
-            seconds = median(_first_token_s(sizes, engine, length) for _ in range(count))
-            key = str(length) if step_tokens == RUNNER_STEP_TOKENS else f"{length}, steps of {step_tokens}"
-            found[key] = {"ms": seconds * 1000, "tokens_per_s": length / seconds}
+    engine = make_engine(model, prompt_tokens(sizes), max_step_tokens=step_tokens, max_running=1)
+    for length in sizes.prompts:
+        _first_token_s(sizes, engine, length)  # compiles
+        count = _FIRST_TOKENS if length == min(sizes.prompts) else 2
+        seconds = median(_first_token_s(sizes, engine, length) for _ in range(count))
+        found[str(length)] = {"ms": seconds * 1000, "tokens_per_s": length / seconds}
     return found
+
+
+def prompt_tokens(sizes: Sizes) -> int:
+    """Positions of the pool that `prefill` has."""
+    return max(sizes.prompts) + 64
 
 
 def _first_token_s(sizes: Sizes, engine: Engine, length: int) -> float:
@@ -146,9 +147,9 @@ def _give_up_after(began_s: float) -> None:
         raise TimeoutError(f"the engine gave nothing for {_LONGEST_S:.0f} s")
 
 
-def memory(model: Mixtral, sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """What is there, and the most that was, in GB; of the whole card too, where there is one."""
-    found = {"kv_gb": sizes.kv_tokens * model.config.kv_bytes_per_token() / 1e9, "allocated_gb": _allocated(device)}
+def memory(model: Mixtral, num_tokens: int, device: torch.device) -> dict[str, Any]:
+    """GB of a pool of so many tokens; on a GPU what is allocated, the most that was, and what is used of the whole card."""
+    found = {"kv_tokens": num_tokens, "kv_gb": num_tokens * model.config.kv_bytes_per_token() / 1e9}
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         found |= {"peak_gb": torch.cuda.max_memory_allocated(device) / 1e9, "card_used_gb": (total - free) / 1e9}

@@ -72,9 +72,9 @@ def show_decode(found: Mapping[str, Any], best: Ceilings | None, sizes: Sizes, c
         console.print(made)
 
 
-def show_prefill(found: Mapping[str, Any], console: Console) -> None:
+def show_prefill(found: Mapping[str, Any], how: str, console: Console) -> None:
     """A row a prompt."""
-    made = table("prompt, tokens", "first token, ms", "tok/s")
+    made = table("prompt, tokens", "first token, ms", "tok/s", title=how)
     for length, row in found.items():
         made.add_row(length, f"{row['ms']:.1f}", f"{row['tokens_per_s']:,.0f}")
     console.print(made)

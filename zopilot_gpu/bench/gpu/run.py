@@ -143,10 +143,13 @@ def _model(run: Run) -> None:
     one, built = model.build(run.sizes, run.device, nested=False)
     run.report["model"] = found = built
     with run.guarded("model prefill"):
-        found["prefill"] = model.prefill(run.sizes, one)
-        report.show_prefill(found["prefill"], run.console)
-        found["memory"] = model.memory(one, run.sizes, run.device)
-        report.show_flat("GB, with prompts in steps as the runner's", _memory(found), run.console)
+        found["prefill"] = model.prefill(run.sizes, one, model.RUNNER_STEP_TOKENS)
+        found["memory"] = model.memory(one, model.prompt_tokens(run.sizes), run.device)
+        report.show_prefill(found["prefill"], f"steps of {model.RUNNER_STEP_TOKENS}, as the runner's", run.console)
+        report.show_flat("with these prompts", _memory(found), run.console)
+    with run.guarded("model prefill, larger steps"):
+        found["prefill_large_steps"] = model.prefill(run.sizes, one, model.LARGE_STEP_TOKENS)
+        report.show_prefill(found["prefill_large_steps"], f"steps of {model.LARGE_STEP_TOKENS}", run.console)
     with run.guarded("model decode"):
         found["decode"] = {}
         for size, row in model.decode(run.sizes, one):
