@@ -285,6 +285,22 @@ def test_the_image_of_the_service_becomes_a_worker_by_one_setting_and_its_log_te
     assert [word for word in ("734219", "Acme", KEY) if word in log] == []
 
 
+def test_a_worker_that_can_not_answer_is_unfit_and_says_why(tmp_path: Path) -> None:
+    runpod = RunPod()
+    threading.Thread(target=runpod.serve_forever, daemon=True).start()
+    runpod.to_take = [{"id": "one", "input": ASKED | {"api_key": KEY}}]
+    try:
+        with working(tmp_path, ZOPILOT_GPU_MODEL="nobody/nothing", HF_HOME=str(tmp_path), **runpod.env) as process:
+            assert process.wait(200) == 1
+    finally:
+        runpod.shutdown()
+        runpod.server_close()
+    log = (tmp_path / "worker.log").read_text()
+    assert "Fitness check failed: doctor | UnfitError: model: nobody/nothing is not in the mounted cache." in log
+    assert "Traceback" not in log
+    assert runpod.done == {}
+
+
 def test_without_a_key_the_worker_refuses_to_start_and_says_how(tmp_path: Path) -> None:
     with working(tmp_path, ZOPILOT_GPU_API_KEY="") as process:
         assert process.wait(120) == 2

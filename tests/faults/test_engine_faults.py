@@ -46,8 +46,7 @@ def poison(it: Engine, victim: Sequence) -> None:
 
 
 FAULTS: dict[str, tuple[type[ServiceError], Callable[[pytest.MonkeyPatch, Engine], None]]] = {
-    "out of memory": (OutOfMemory, lambda patch, it: patch.setattr(it, "_batch", raising(torch.OutOfMemoryError()))),
-    "sticky": (InternalError, lambda patch, it: patch.setattr(it, "_batch", raising(RuntimeError("CUDA error")))),
+    "out of memory": (OutOfMemory, lambda patch, it: patch.setattr(it, "_forward", raising(torch.OutOfMemoryError()))),
     "sampler": (InternalError, lambda patch, it: patch.setattr(sampler, "sample", raising(ValueError()))),
     "scheduler": (InternalError, lambda patch, it: patch.setattr(it.scheduler, "advance", raising(KeyError()))),
     "block map": (InternalError, lambda patch, it: it.scheduler.pool._owners.__setitem__(0, -(10**6))),
@@ -111,15 +110,15 @@ async def test_a_step_that_hangs_shows_and_so_does_its_end(
 ) -> None:
     it = twin.engine(model)
     loop = EngineLoop(it, asyncio.get_running_loop())
-    batch = it._batch
+    forward = it._forward
 
     goes_on = threading.Event()
 
     def slow(*args: object) -> object:
         goes_on.wait(120)
-        return batch(*args)  # type: ignore[arg-type]
+        return forward(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(it, "_batch", slow)
+    monkeypatch.setattr(it, "_forward", slow)
     hanging = loop.submit(Sequence("hanging", prompts[0], 1))
     await until(lambda: loop.stalled_s > 1)
     goes_on.set()

@@ -18,7 +18,7 @@ from zopilot_gpu.store.published import FOLDER
 
 @pytest.fixture(autouse=True)
 def _pack_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "_LEAST_PACKED_BYTES", 0)
+    monkeypatch.setattr(background, "LEAST_PACKED_BYTES", 0)
 
 
 async def until(runner: BackgroundRunner, word: str) -> RunnerState:
