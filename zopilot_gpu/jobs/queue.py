@@ -121,7 +121,7 @@ class JobQueue:
             found = await self.store.read("SELECT state, COUNT(*) FROM jobs GROUP BY state")
         except (JobsUnavailable, sqlite3.Error):
             return {}
-        return dict.fromkeys(STATES, 0) | dict(found)
+        return dict[str, int].fromkeys(STATES, 0) | dict(found)
 
     async def close(self) -> None:
         """Puts what runs back into the line, for the next start, and closes the database."""
