@@ -118,10 +118,10 @@ class JobQueue:
     async def counts(self) -> dict[str, int]:
         """How many jobs are in each state; nothing while they can't be counted."""
         try:
-            found = await self.store.read("SELECT state, COUNT(*) FROM jobs GROUP BY state")
+            found = dict(await self.store.read("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
         except (JobsUnavailable, sqlite3.Error):
             return {}
-        return dict[str, int].fromkeys(STATES, 0) | dict(found)
+        return {state: found.get(state, 0) for state in STATES}
 
     async def close(self) -> None:
         """Puts what runs back into the line, for the next start, and closes the database."""
