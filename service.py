@@ -66,8 +66,8 @@ class ZopilotGPU:
 
     @bentoml.on_deployment
     @staticmethod
-    def refuse_to_start_without_settings() -> None:
-        """Runs once before any worker: a wrong environment ends the start with one sentence; another face takes over here."""
+    def before_the_workers() -> None:
+        """Runs once, in the launcher: a wrong environment ends the start with one sentence; another face takes over here."""
         try:
             settings = load_settings()
             ring_of(settings)
@@ -77,6 +77,9 @@ class ZopilotGPU:
         if settings.face == "runpod-queue":
             os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
             os.execv(sys.executable, [sys.executable, "-m", "zopilot_gpu.queue_worker"])  # noqa: S606  (our own command)
+        from zopilot_gpu.process.launcher import supervise  # noqa: PLC0415  (circus: the launcher's alone)
+
+        supervise(settings)
 
 
 without_timers()
