@@ -17,16 +17,19 @@ from runners.base import Runner
 from zopilot_gpu import log
 from zopilot_gpu.api import jobs, prompt
 from zopilot_gpu.api.app import build_app
+from zopilot_gpu.api.exchanges import Exchanges
 from zopilot_gpu.api.gate import Gate
 from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.patch import without_timers
 from zopilot_gpu.api.quota import Quota
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
 from zopilot_gpu.jobs.queue import JobQueue
+from zopilot_gpu.process import worker
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
 _made: list[Runner] = []
 _made_jobs: list[JobQueue] = []
+_exchanges = Exchanges()
 
 
 @bentoml.service(
@@ -44,10 +47,12 @@ class ZopilotGPU:
     def __init__(self) -> None:
         self._settings = load_settings()
         log.configure(self._settings.log_level)
-        self._runner = Quota(BackgroundRunner(self._settings), ring_of(self._settings))
+        runner = BackgroundRunner(self._settings)
+        self._runner = Quota(runner, ring_of(self._settings))
         _made.append(self._runner)
         self._jobs = jobs.open_queue(self._settings, self._runner)
         _made_jobs.append(self._jobs)
+        worker.look_after(runner, self._jobs.close, _exchanges, self._settings)
 
     @bentoml.api(route="/prompt", input_spec=PromptRequest, output_spec=PromptResponse)
     async def prompt(self, **fields: Any) -> Response:
@@ -83,4 +88,4 @@ class ZopilotGPU:
 
 
 without_timers()
-ZopilotGPU.add_asgi_middleware(Gate)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service
+ZopilotGPU.add_asgi_middleware(Gate, exchanges=_exchanges)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 
 import torch
 
-from runners.base import BackendState, EngineStats, Progress
+from runners.base import BackendState, EngineStats, Progress, Pulse
 from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
@@ -84,8 +84,16 @@ class MixtralBackend:
         num_running = min(self._admission.num_in_flight, _MAX_RUNNING)
         num_waiting = self._admission.num_in_flight - num_running
         stalled_s = self._loop.stalled_s
-        problem = f"The engine has not moved for {stalled_s:.0f} s." if stalled_s > _STALLED_S else None
+        problem = f"The engine has not moved for {stalled_s:.0f} s." if stalled_s > _STALLED_S else self._loop.fatal
         return BackendState(num_running, num_waiting, problem, *self._memory, engine=self._stats(), max_running=_MAX_RUNNING)
+
+    def pulse(self) -> Pulse:
+        """See `Backend.pulse`."""
+        return Pulse(self._loop.fatal, self._loop.stalled_s)
+
+    def abandon(self, error: ServiceError) -> None:
+        """See `Backend.abandon`."""
+        self._loop.abandon(error)
 
     def _stats(self) -> EngineStats:
         scheduler, pool, loop = self._engine.scheduler, self._engine.scheduler.pool, self._loop

@@ -115,7 +115,10 @@ class Settings(BaseSettings):
         description="A step of the engine that takes longer ends the worker (status 71), in seconds; after 8 it isn't ready.",
     )
     max_deaths: int = Field(
-        default=5, ge=1, le=1_000_000, description="So many deaths of the worker within ten minutes end the service (status 72)."
+        default=5,
+        ge=1,
+        le=1_000_000,
+        description="So many deaths of the worker within ten minutes end the service (status 72).",
     )
     restart_wait_s: float = Field(
         default=1.0,

@@ -6,10 +6,11 @@ event loop                                thread "engine"
                                  expire ┘
 
 Whatever goes wrong in a turn ends the sequences that are in flight, each with an error in its mailbox, and the thread goes on
-with an empty engine. A turn that hangs shows: `stalled_s` grows.
+with an empty engine. A turn that hangs shows: `stalled_s` grows. An error of CUDA that lasts for the process sets `fatal`.
 """
 
 import asyncio
+import re
 import threading
 import time
 from collections import deque
@@ -22,11 +23,17 @@ from zopilot_gpu.engine.engine import Drawn, Engine
 from zopilot_gpu.engine.grammar import unfollowable
 from zopilot_gpu.engine.scheduler import TooLong
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
+from zopilot_gpu.errors import DeadlineExceeded, EngineFailed, InternalError, OutOfMemory, ServiceError, ShuttingDown
 
 _log = log.get(__name__)
 _IDLE_S = 0.5  # the longest time between two heartbeats while nothing runs
 _RETRY_S = 5
+_CUDA = re.compile(r"CUDA error|\[CUDA\]")  # torch's and Triton's
+
+
+def is_sticky(error: Exception) -> bool:
+    """Whether `error` is one after which CUDA answers every call of this process with an error."""
+    return isinstance(error, RuntimeError) and "out of memory" not in str(error) and bool(_CUDA.search(str(error)))
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +54,7 @@ class EngineLoop:
         self._mail: dict[int, Mailbox] = {}  # by id(sequence); the thread's own
         self._work = threading.Event()
         self._closing = False
+        self.fatal: str | None = None  # the operator's sentence, once this process can't step any more
         self._heartbeat_s = time.monotonic()
         self.num_aborts = 0
         self.num_failures = 0
@@ -67,6 +75,11 @@ class EngineLoop:
     def abort(self, mailbox: Mailbox) -> None:
         """Ends a sequence before the next step but one; nothing more arrives. For one that has ended it does nothing."""
         self._send("remove", mailbox)
+
+    def abandon(self, error: ServiceError) -> None:
+        """Puts `error` into every mailbox from the event loop, because the thread hangs or has given up."""
+        arriving = [mailbox for what, mailbox in list(self._inbox) if what == "add"]
+        _put([(mailbox, error) for mailbox in [*list(self._mail.values()), *arriving]])
 
     async def close(self) -> None:
         """Ends the thread after the step in progress; what is left fails as `ShuttingDown`."""
@@ -131,8 +144,15 @@ class EngineLoop:
         self.num_failures += 1
         left, self._mail = list(self._mail.values()), {}
         self._engine.scheduler.reset()
-        answer = OutOfMemory(retry_after_s=_RETRY_S) if isinstance(error, OutOfMemoryError) else InternalError()
-        self._deliver([(mailbox, answer) for mailbox in left])
+        self._deliver([(mailbox, self._answer_to(error)) for mailbox in left])
+
+    def _answer_to(self, error: Exception) -> ServiceError:
+        if isinstance(error, OutOfMemoryError):
+            return OutOfMemory(retry_after_s=_RETRY_S)
+        if is_sticky(error):
+            self.fatal = f"CUDA failed: {str(error).splitlines()[0]}."
+            return EngineFailed(retry_after_s=_RETRY_S)
+        return InternalError()
 
     def _fail(self, mailboxes: list[Mailbox], error: ServiceError) -> None:
         for mailbox in mailboxes:

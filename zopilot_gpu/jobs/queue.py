@@ -120,8 +120,11 @@ class JobQueue:
         return dict(await self.store.read("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
 
     async def close(self) -> None:
-        """Puts what runs back into the line, for the next start, and closes the database."""
+        """Puts what runs back into the line, for the next start, and closes the database. Safe to call again."""
+        if self._stopping:
+            return
         self._stopping = True
+        self._board.wake_all()  # whoever follows a job is told that it can't be followed now
         tasks = [self._main, *self._running.values()]
         for task in tasks:
             task.cancel()

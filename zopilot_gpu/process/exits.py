@@ -1,6 +1,8 @@
-"""The exit statuses that mean something. docs/operations.md has them as a table."""
+"""What launcher and worker tell each other: exit statuses (docs/operations.md has them as a table), and who started whom."""
 
 from enum import IntEnum
+
+SUPERVISED = "ZOPILOT_GPU_LAUNCHER_PID"  # in the environment of the workers
 
 
 class Exit(IntEnum):

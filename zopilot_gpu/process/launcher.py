@@ -1,12 +1,12 @@
 """BentoML's launcher, supervised: the worker that dies is started again, and too many deaths end the launcher.
 
-BentoML runs its workers under circus, whose arbiter looks every ten seconds, forgets some deaths, waits for nothing between two
-starts, and in a container (`BENTOML_CONTAINERIZED`) ends with the first death. `supervise` puts an arbiter of ours in its place,
-from the service's `on_deployment` hook: `bentoml serve` and the image's entry point stay what they are. The launcher keeps the
-listening socket, so connections made while no worker lives wait for the next one. At a stop the launcher lets go of it at
+BentoML runs its workers under circus, whose arbiter looks every ten seconds, forgets some deaths, waits for nothing between
+two starts, and in a container (`BENTOML_CONTAINERIZED`) ends with the first death. `supervise` puts an arbiter of ours in its
+place, from the service's `on_deployment` hook: `bentoml serve` and the image's entry point stay what they are. The launcher
+keeps the listening socket, so connections made while no worker lives wait for the next one. At a stop it lets go of it at
 once: the worker that drains answers the port as long as it lives, and after that the kernel refuses.
 
-Knows circus and processes; nothing of models or HTTP. Try it: `make demo`, then `kill -9` the process `_bentoml_impl.worker.service`.
+Knows circus and processes; nothing of models or HTTP. Try it: `make demo`, then `kill -9` the child of `bentoml serve`.
 """
 
 import os
@@ -16,14 +16,12 @@ from functools import partial
 from typing import Any
 
 from bentoml._internal.utils import circus
-from circus.watcher import Watcher
 
 from zopilot_gpu import log
 from zopilot_gpu.process.deaths import Deaths
-from zopilot_gpu.process.exits import Exit, reason
+from zopilot_gpu.process.exits import SUPERVISED, Exit, reason
 from zopilot_gpu.settings import Settings
 
-SUPERVISED = "ZOPILOT_GPU_LAUNCHER_PID"  # set for the workers: whose end is theirs too
 _LOOK_S = 0.1
 _log = log.get(__name__)
 
@@ -39,7 +37,7 @@ def supervise(settings: Settings) -> None:
 class Supervisor(circus.Arbiter):
     """circus' arbiter with a policy of ours in the place of its periodic look at the processes."""
 
-    def __init__(self, deaths: Deaths, watchers: list[Watcher], **options: Any) -> None:
+    def __init__(self, deaths: Deaths, watchers: list[Any], **options: Any) -> None:
         super().__init__(watchers, **options | {"check_delay": _LOOK_S})
         self._deaths = deaths
         self._start_at_s = 0.0
