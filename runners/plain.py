@@ -23,7 +23,7 @@ from runners.grammars import Grammars
 from runners.line import WaitingLine
 from zopilot_gpu import log
 from zopilot_gpu.engine.grammar import GrammarError, unfollowable
-from zopilot_gpu.engine.loop import is_sticky
+from zopilot_gpu.engine.loop import fatal_reason
 from zopilot_gpu.errors import DeadlineExceeded, EngineFailed, InternalError, OutOfMemory, ServiceError, ShuttingDown
 from zopilot_gpu.events import GREEDY, Done, Event, Job, Text
 from zopilot_gpu.settings import Settings
@@ -171,7 +171,7 @@ class _Generation:
             self._send(OutOfMemory(retry_after_s=_RETRY_S))
         except Exception as error:  # noqa: BLE001  (a border: this thread outlives every job)
             _log.error("generation_failed", exc_info=error)
-            self._send(EngineFailed(retry_after_s=_RETRY_S) if is_sticky(error) else InternalError())
+            self._send(EngineFailed(retry_after_s=_RETRY_S) if fatal_reason(error) else InternalError())
 
     def _on_token(self, token_id: int) -> None:
         self._send_text(self._answer.push([token_id], [self._scores.of(token_id)] if self._scores else None))

@@ -36,8 +36,8 @@ def _load_faulty(self: BackgroundRunner, *given: Any) -> Any:
                     ctypes.PyDLL(None).sleep(3600)
         return forward(self, *given)
 
-    Mixtral.forward = faulty  # type: ignore[method-assign]
+    setattr(Mixtral, "forward", faulty)  # noqa: B010
     return loaded
 
 
-BackgroundRunner._load_backend = _load_faulty  # type: ignore[method-assign]
+setattr(BackgroundRunner, "_load_backend", _load_faulty)  # noqa: B010

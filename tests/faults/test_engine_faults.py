@@ -47,7 +47,6 @@ def poison(it: Engine, victim: Sequence) -> None:
 
 FAULTS: dict[str, tuple[type[ServiceError], Callable[[pytest.MonkeyPatch, Engine], None]]] = {
     "out of memory": (OutOfMemory, lambda patch, it: patch.setattr(it, "_batch", raising(torch.OutOfMemoryError()))),
-    "sticky": (InternalError, lambda patch, it: patch.setattr(it, "_batch", raising(RuntimeError("CUDA error")))),
     "sampler": (InternalError, lambda patch, it: patch.setattr(sampler, "sample", raising(ValueError()))),
     "scheduler": (InternalError, lambda patch, it: patch.setattr(it.scheduler, "advance", raising(KeyError()))),
     "block map": (InternalError, lambda patch, it: it.scheduler.pool._owners.__setitem__(0, -(10**6))),

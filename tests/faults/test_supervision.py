@@ -136,7 +136,7 @@ async def test_too_many_deaths_end_the_launcher_with_a_status_of_its_own(serve: 
 
 async def test_a_worker_does_not_outlive_its_launcher(serve: Serve) -> None:
     with serve(ready=False, ZOPILOT_GPU_MODEL="demo") as server:
-        server.wait_for(lambda health: bool(health), timeout_s=LONG_S)
+        server.wait_for(bool, timeout_s=LONG_S)
         (worker,) = workers(server)
         server.process.send_signal(signal.SIGKILL)
         await until(lambda: not worker.is_running(), "the end of the worker")

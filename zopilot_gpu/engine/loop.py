@@ -10,7 +10,6 @@ with an empty engine. A turn that hangs shows: `stalled_s` grows. An error of CU
 """
 
 import asyncio
-import re
 import threading
 import time
 from collections import deque
@@ -28,12 +27,8 @@ from zopilot_gpu.errors import DeadlineExceeded, EngineFailed, InternalError, Ou
 _log = log.get(__name__)
 _IDLE_S = 0.5  # the longest time between two heartbeats while nothing runs
 _RETRY_S = 5
-_CUDA = re.compile(r"CUDA error|\[CUDA\]")  # torch's and Triton's
-
-
-def is_sticky(error: Exception) -> bool:
-    """Whether `error` is one after which CUDA answers every call of this process with an error."""
-    return isinstance(error, RuntimeError) and "out of memory" not in str(error) and bool(_CUDA.search(str(error)))
+_NEWLINE = "\n"  # after it come torch's hints
+_SIGNS_OF_A_LOST_DEVICE = ("CUDA error", "cudaError", "CUBLAS_STATUS_EXECUTION_FAILED", "Triton Error [CUDA]")
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +49,7 @@ class EngineLoop:
         self._mail: dict[int, Mailbox] = {}  # by id(sequence); the thread's own
         self._work = threading.Event()
         self._closing = False
-        self.fatal: str | None = None  # the operator's sentence, once this process can't step any more
+        self.fatal: str | None = None  # why this process can compute no more; for whom it is to end and start anew
         self._heartbeat_s = time.monotonic()
         self.num_aborts = 0
         self.num_failures = 0
@@ -144,15 +139,13 @@ class EngineLoop:
         self.num_failures += 1
         left, self._mail = list(self._mail.values()), {}
         self._engine.scheduler.reset()
-        self._deliver([(mailbox, self._answer_to(error)) for mailbox in left])
+        self.fatal = fatal_reason(error)
+        self._deliver([(mailbox, self._answer(error)) for mailbox in left])
 
-    def _answer_to(self, error: Exception) -> ServiceError:
-        if isinstance(error, OutOfMemoryError):
-            return OutOfMemory(retry_after_s=_RETRY_S)
-        if is_sticky(error):
-            self.fatal = f"CUDA failed: {str(error).splitlines()[0]}."
+    def _answer(self, error: Exception) -> ServiceError:
+        if self.fatal:
             return EngineFailed(retry_after_s=_RETRY_S)
-        return InternalError()
+        return OutOfMemory(retry_after_s=_RETRY_S) if is_out_of_memory(error) else InternalError()
 
     def _fail(self, mailboxes: list[Mailbox], error: ServiceError) -> None:
         for mailbox in mailboxes:
@@ -163,6 +156,24 @@ class EngineLoop:
     def _deliver(self, letters: list[tuple[Mailbox, Drawn | ServiceError]]) -> None:
         if letters and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(_put, letters)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had too little memory, as torch says it or as CUDA does."""
+    return isinstance(error, OutOfMemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+
+
+def fatal_reason(error: Exception) -> str | None:
+    """One line on an error after which every call of this process to its GPU fails; None for any other.
+
+    An illegal access or a failed assertion stays with the process; too little memory does not. What CUDA says of it comes
+    through torch (`AcceleratorError` from 2.8 on, before that a RuntimeError), cuBLAS or Triton.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return None
+    known = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _SIGNS_OF_A_LOST_DEVICE)
+    return f"{type(error).__name__}: {text.partition(_NEWLINE)[0][:200]}" if known else None
 
 
 def _failure(sequence: Sequence) -> ServiceError:
