@@ -104,6 +104,7 @@ class BackgroundRunner:
             memory_total_bytes=now.memory_total_bytes,
             engine=now.engine,
             max_running=now.max_running,
+            num_engines=now.num_engines,
         )
         if now.problem and state.phase == "ready":
             return replace(state, phase="failed", step="failed", problem=now.problem)
@@ -201,9 +202,9 @@ class BackgroundRunner:
             self._progress(step, 0.1 + 0.85 * share)
 
         if name == "mixtral":
-            from runners.mixtral import MixtralBackend  # noqa: PLC0415
+            from runners.many import load_engines  # noqa: PLC0415
 
-            backend: Backend = MixtralBackend(prepared, device, tokenizer, self._settings, self._event_loop, progress)
+            backend: Backend = load_engines(prepared, device, tokenizer, self._settings, self._event_loop, progress)
         else:
             from runners.plain import PlainBackend  # noqa: PLC0415
 

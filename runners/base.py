@@ -30,9 +30,9 @@ class RunnerState:
     """A snapshot of a runner, cheap to take.
 
     `step` says in a word what loading is doing; `progress` is its share done, 0 to 1. `runner` is the backend and `why` the
-    reason it was chosen; it runs `max_running` requests at once. `source` is what it was loaded from, `packed` or `source`, and
-    `source_why` the reason. `problem` is the operator's sentence when `phase` is `failed`. Memory is that of the device, in
-    bytes; 0 where it has none of its own.
+    reason it was chosen; its `num_engines` engines run `max_running` requests at once. `source` is what it was loaded from,
+    `packed` or `source`, and `source_why` the reason. `problem` is the operator's sentence when `phase` is `failed`. Memory is
+    that of the devices, in bytes; 0 where they have none of their own.
     """
 
     phase: Phase
@@ -54,6 +54,7 @@ class RunnerState:
     memory_total_bytes: int = 0
     engine: EngineStats | None = None
     max_running: int = 1
+    num_engines: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class BackendState:
     memory_total_bytes: int = 0
     engine: EngineStats | None = None
     max_running: int = 1
+    num_engines: int = 1
 
 
 class Backend(Protocol):

@@ -53,6 +53,8 @@ class MixtralBackend:
         progress: Progress,
     ) -> None:
         where = torch.device(device.name)
+        if where.index is not None:
+            torch.cuda.set_device(where)  # of this thread, where the model is loaded; the engine's thread sets its own
         dtype = compute_dtype(device)
         located = prepared.located
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))

@@ -81,6 +81,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="Where the model runs. `auto`: the GPU when torch can use one, else the CPU."
     )
+    num_engines: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Engines of the `mixtral` runner, each with the whole model. Unset: one a visible GPU, or one on the CPU.",
+    )
     playground: bool = Field(
         default=True, description="`false` takes the page `GET /playground` away. It is open, and holds nothing but itself."
     )

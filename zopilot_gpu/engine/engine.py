@@ -55,6 +55,11 @@ class Engine:
         self._masks = Masks()
         self._device = model.embedding.device
 
+    def claim_device(self) -> None:
+        """Makes the engine's GPU that of the calling thread: kernels are launched on the thread's."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
     def step(self) -> list[Drawn]:
         """Runs the next step; nothing when there is nothing to run. A sequence that ended is out of the scheduler already."""
         step = self.scheduler.schedule()

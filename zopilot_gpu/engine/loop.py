@@ -89,6 +89,7 @@ class EngineLoop:
     # The rest runs on the thread.
 
     def _run(self) -> None:
+        self._engine.claim_device()
         while not self._closing:
             self._heartbeat_s = time.monotonic()
             try:

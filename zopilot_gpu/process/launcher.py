@@ -39,6 +39,9 @@ class Supervisor(circus.Arbiter):
 
     def __init__(self, deaths: Deaths, watchers: list[Any], **options: Any) -> None:
         super().__init__(watchers, **options | {"check_delay": _LOOK_S})
+        if "CUDA_VISIBLE_DEVICES" not in os.environ:  # then BentoML chose one GPU, because a service must declare a number
+            for watcher in watchers:
+                watcher.env.pop("CUDA_VISIBLE_DEVICES", None)
         self._deaths = deaths
         self._start_at_s = 0.0
         self._gives_up = False
