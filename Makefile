@@ -6,7 +6,7 @@ LOCKS := requirements/tools.lock.txt requirements/dev.lock.txt
 export BENTOML_DO_NOT_TRACK = True
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo serve test gpu browser lint types lock bento clean
+.PHONY: setup demo serve doctor test gpu browser lint types lock bento clean
 
 setup: .venv/ready ## the virtual environment, exactly as locked
 
@@ -23,8 +23,11 @@ demo: setup ## serve the embedded demo model on 127.0.0.1 and ask it something
 serve: setup ## serve the real model from the mounted cache on 127.0.0.1
 	@$(BIN)/zopilot-gpu serve
 
-test: setup ## all tests
-	$(BIN)/python -m pytest
+doctor: setup ## what will work on this machine and what will not, with the environment of the service
+	@$(BIN)/zopilot-gpu doctor
+
+test: setup ## all tests, in two processes; what fails there once more, alone. TESTS=tests/unit for a part
+	@$(BIN)/python -m tests.suite $(TESTS)
 
 gpu: setup ## the tests that need a GPU: kernels on the card, and a model by them
 	$(BIN)/python -m pytest tests/gpu

@@ -23,6 +23,7 @@ from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.patch import without_timers
 from zopilot_gpu.api.quota import Quota
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
+from zopilot_gpu.doctor.attending import Attending
 from zopilot_gpu.jobs.queue import JobQueue
 from zopilot_gpu.process import worker
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
@@ -30,6 +31,7 @@ from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_sett
 _made: list[Runner] = []
 _made_jobs: list[JobQueue] = []
 _exchanges = Exchanges()
+_made_doctors: list[Attending] = []
 
 
 @bentoml.service(
@@ -40,14 +42,16 @@ _exchanges = Exchanges()
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(build_app(lambda: _made[-1], load_settings, lambda: _made_jobs[-1]))
+@bentoml.asgi_app(build_app(lambda: _made[-1], load_settings, lambda: _made_jobs[-1], lambda: _made_doctors[-1].findings))
 class ZopilotGPU:
     """Mixtral-8x7B-Instruct in 4-bit NF4. See docs/api.md for the routes and docs/settings.md for the settings."""
 
     def __init__(self) -> None:
         self._settings = load_settings()
         log.configure(self._settings.log_level)
-        runner = BackgroundRunner(self._settings)
+        self._doctor = Attending(self._settings)
+        _made_doctors.append(self._doctor)
+        runner = BackgroundRunner(self._settings, self._doctor.examine)
         self._runner = Quota(runner, ring_of(self._settings))
         _made.append(self._runner)
         self._jobs = jobs.open_queue(self._settings, self._runner)

@@ -12,6 +12,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from zopilot_gpu import __version__
+
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock.txt"))
 FLOORS = {
@@ -115,6 +117,10 @@ def test_the_dev_lock_is_the_runtime_lock_and_more() -> None:
     assert runtime < dev
     shared = {entry.name for entry in runtime}
     assert {entry for entry in dev if entry.name in shared} == runtime
+
+
+def test_the_package_tells_the_version_of_the_project() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 def test_the_parser_sees_every_entry() -> None:

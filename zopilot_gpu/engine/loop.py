@@ -6,7 +6,8 @@ event loop                                thread "engine"
                                  expire ┘
 
 Whatever goes wrong in a turn ends the sequences that are in flight, each with an error in its mailbox, and the thread goes on
-with an empty engine. A turn that hangs shows: `stalled_s` grows. An error of CUDA that lasts for the process sets `fatal`.
+with an empty engine. A turn that hangs shows: `stalled_s` grows. After an error that the device does not get over, `fatal` says
+which, everything is refused as retryable, and nothing is tried again: only a new process can go on.
 """
 
 import asyncio
@@ -49,10 +50,10 @@ class EngineLoop:
         self._mail: dict[int, Mailbox] = {}  # by id(sequence); the thread's own
         self._work = threading.Event()
         self._closing = False
-        self.fatal: str | None = None  # why this process can compute no more; for whom it is to end and start anew
         self._heartbeat_s = time.monotonic()
         self.num_aborts = 0
         self.num_failures = 0
+        self.fatal: str | None = None  # why this process can compute no more; for whom it is to end and start anew
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -102,12 +103,19 @@ class EngineLoop:
     def _turn(self) -> None:
         self._take_inbox()
         self._expire()
-        if self._mail:
+        if self.fatal:
+            self._fail(list(self._mail.values()), EngineFailed(retry_after_s=_RETRY_S))
+            self._wait()
+        elif self._mail:
             self._step()
         else:
             self._engine.scheduler.check()
-            self._work.wait(_IDLE_S)
-            self._work.clear()
+            if not self._engine.rest():
+                self._wait()
+
+    def _wait(self) -> None:
+        self._work.wait(_IDLE_S)
+        self._work.clear()
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -139,8 +147,13 @@ class EngineLoop:
         _log.error("step_failed", exc_info=error, num_in_flight=len(self._mail))
         self.num_failures += 1
         left, self._mail = list(self._mail.values()), {}
-        self._engine.scheduler.reset()
         self.fatal = fatal_reason(error)
+        try:
+            self._engine.reset()
+        except RuntimeError as lost:  # from waiting for the device
+            self.fatal = fatal_reason(lost) or f"{type(lost).__name__} while the engine was emptied"
+        if self.fatal:
+            _log.error("device_lost", reason=self.fatal)
         self._deliver([(mailbox, self._answer(error)) for mailbox in left])
 
     def _answer(self, error: Exception) -> ServiceError:
