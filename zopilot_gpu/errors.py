@@ -11,6 +11,7 @@
     ├── ModelLoading                 model_loading               503 + Retry-After
     ├── ModelUnavailable             model_unavailable           503
     ├── OutOfMemory                  out_of_memory               503 + Retry-After
+    ├── EngineFailed                 engine_failed               503 + Retry-After
     ├── ShuttingDown                 shutting_down               503 + Retry-After
     ├── DeadlineExceeded             deadline_exceeded           504
     ├── OutputTruncated              output_truncated            422
@@ -124,6 +125,14 @@ class OutOfMemory(ServiceError):
     code = "out_of_memory"
     status = 503
     message = "The device ran out of memory for this request. Try again later or send a shorter one."
+
+
+class EngineFailed(ServiceError):
+    """The engine failed for good: the process is about to end, and another one takes over."""
+
+    code = "engine_failed"
+    status = 503
+    message = "The engine failed and is started again. Try again."
 
 
 class ShuttingDown(ServiceError):

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from zopilot_gpu.api import request
 from zopilot_gpu.api.auth import OPEN_PATHS, Auth
 from zopilot_gpu.api.disconnect import Disconnect
+from zopilot_gpu.api.exchanges import Counted, Exchanges
 from zopilot_gpu.api.failures import ErrorResponse, Failures
 from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.limits import Limits
@@ -29,8 +30,8 @@ _TELLS_OF_THE_CLIENT = re.compile(r"x-stainless-[a-z0-9-]{1,64}")
 class Gate:
     """All of our middleware as one ASGI app, built from the environment when the server builds its stack."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = through_the_gate(app, load_settings())
+    def __init__(self, app: ASGIApp, exchanges: Exchanges) -> None:
+        self.app = Counted(through_the_gate(app, load_settings()), exchanges)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""

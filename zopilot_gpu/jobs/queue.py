@@ -124,8 +124,11 @@ class JobQueue:
         return {state: found.get(state, 0) for state in STATES}
 
     async def close(self) -> None:
-        """Puts what runs back into the line, for the next start, and closes the database."""
+        """Puts what runs back into the line, for the next start, and closes the database. Safe to call again."""
+        if self._stopping:
+            return
         self._stopping = True
+        self._board.wake_all()  # whoever follows a job is told that it can't be followed now
         tasks = [self._main, *self._running.values()]
         for task in tasks:
             task.cancel()
