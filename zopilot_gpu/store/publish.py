@@ -10,6 +10,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
+from zopilot_gpu import __version__
 from zopilot_gpu.store import files
 from zopilot_gpu.store.fingerprint import texts
 from zopilot_gpu.store.layout import Absmax
@@ -92,6 +93,6 @@ def write_text(path: Path, content: bytes) -> Stored:
 
 def manifest_of(located: Located, fingerprint: str, absmax: str, stored: dict[str, Stored]) -> Manifest:
     """The manifest of a finished build."""
-    made_by = {name: version(name) for name in ("zopilot-gpu", "bitsandbytes", "torch")}
+    made_by = {"zopilot-gpu": __version__} | {name: version(name) for name in ("bitsandbytes", "torch")}
     num_layers = sum(name.startswith("layer-") for name in stored)
     return Manifest(located.name, located.revision, fingerprint, absmax, num_layers, stored, made_by)
