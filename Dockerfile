@@ -34,12 +34,13 @@ COPY ${SOURCE}/requirements/tools.lock.txt /build/
 RUN python -m venv /build/tools \
     && /build/tools/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /build/tools.lock.txt
 COPY ${LOCK} /build/lock/
+COPY ${SOURCE}/image/trim.py /build/
 RUN --mount=type=cache,target=/var/cache/uv \
     /build/tools/bin/uv venv --quiet --python "$(command -v python)" .venv \
-    && /build/tools/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r /build/lock/*.lock.txt
-COPY ${SOURCE}/image/trim.py ${SOURCE}/image/check.py /build/
-RUN .venv/bin/python -I /build/trim.py .venv/lib/python3.11/site-packages \
-    && /build/tools/bin/uv pip check --python .venv/bin/python \
+    && /build/tools/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r /build/lock/*.lock.txt \
+    && .venv/bin/python -I /build/trim.py .venv/lib/python3.11/site-packages
+COPY ${SOURCE}/image/check.py /build/
+RUN /build/tools/bin/uv pip check --python .venv/bin/python \
     && .venv/bin/python -I /build/check.py
 
 FROM system AS code
