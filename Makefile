@@ -25,8 +25,8 @@ demo: setup ## serve the embedded demo model on 127.0.0.1 and ask it something
 serve: setup ## serve the real model from the mounted cache on 127.0.0.1
 	@$(BIN)/zopilot-gpu serve
 
-test: setup ## all tests
-	$(BIN)/python -m pytest
+test: setup ## all tests, in two processes; what fails there once more, alone. TESTS=tests/unit for a part
+	@$(BIN)/python -m tests.suite $(TESTS)
 
 test-blackwell: $(BLACKWELL)/ready ## unit and twin tests with the packages of the image for RTX 50xx: torch 2.8, triton 3.4
 	$(BLACKWELL)/bin/python -m pytest tests/unit tests/twins

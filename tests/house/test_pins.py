@@ -12,6 +12,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from zopilot_gpu import __version__
+
 ROOT = Path(__file__).parents[2]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock.txt"))
 FLOORS = {
@@ -132,6 +134,10 @@ def test_the_lock_for_blackwell_differs_only_where_torch_makes_it(ours: str, bla
 def test_the_override_names_torch_alone() -> None:
     lines = (ROOT / "requirements" / "blackwell.override.txt").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == [f"torch{BLACKWELL['torch']}"]
+
+
+def test_the_package_tells_the_version_of_the_project() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 def test_the_parser_sees_every_entry() -> None:

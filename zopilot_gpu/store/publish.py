@@ -93,6 +93,7 @@ def write_text(path: Path, content: bytes) -> Stored:
 
 def manifest_of(located: Located, fingerprint: str, absmax: str, stored: dict[str, Stored]) -> Manifest:
     """The manifest of a finished build."""
+    # NOTE: an image holds the code but no installed project, so there is no metadata to ask for our own version.
     made_by = {"zopilot-gpu": __version__} | {name: version(name) for name in ("bitsandbytes", "torch")}
     num_layers = sum(name.startswith("layer-") for name in stored)
     return Manifest(located.name, located.revision, fingerprint, absmax, num_layers, stored, made_by)

@@ -1,6 +1,7 @@
 """Holds the store's door: packed once and found afterwards, the source where it can't be, and the reason in words each time."""
 
 import errno
+import importlib.metadata
 import json
 import shutil
 import socket
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.checkpoints import tensors_of
+from zopilot_gpu import __version__
 from zopilot_gpu.errors import ModelUnavailable, ShuttingDown
 from zopilot_gpu.store import build as build_module
 from zopilot_gpu.store import files
@@ -62,6 +64,21 @@ def test_it_is_packed_once_and_then_found(wanted: Wanted, volume: Path) -> None:
     assert packed(first).name.endswith("-1")
     assert (first.why, again.why) == ("it was packed now", "the packed form is there")
     assert [path.name for path in (volume / "packed").iterdir()] == [packed(first).name]
+
+
+def test_it_is_packed_where_the_project_is_not_installed(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.Distribution.from_name
+
+    def as_in_an_image(name: str) -> importlib.metadata.Distribution:
+        if name == "zopilot-gpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", as_in_an_image)
+    prepared = ensure(wanted)
+    packed(prepared)
+    assert prepared.manifest
+    assert prepared.manifest.made_by["zopilot-gpu"] == __version__
 
 
 def test_what_is_loaded_is_what_is_on_the_disk(wanted: Wanted) -> None:
