@@ -26,22 +26,30 @@ RUN apt-get update \
     && install --directory --owner 1034 --group 0 --mode 2775 /var/lib/zopilot-gpu /models
 WORKDIR /app
 
-FROM system AS packages
+FROM scratch AS locks
 ARG SOURCE
 ARG LOCK
-ENV UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_PROGRESS=1
-COPY ${SOURCE}/requirements/tools.lock.txt /build/
-RUN python -m venv /build/tools \
-    && /build/tools/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /build/tools.lock.txt
-COPY ${LOCK} /build/lock/
-COPY ${SOURCE}/image/trim.py /build/
-RUN --mount=type=cache,target=/var/cache/uv \
-    /build/tools/bin/uv venv --quiet --python "$(command -v python)" .venv \
-    && /build/tools/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r /build/lock/*.lock.txt \
-    && .venv/bin/python -I /build/trim.py .venv/lib/python3.11/site-packages
-COPY ${SOURCE}/image/check.py /build/
-RUN /build/tools/bin/uv pip check --python .venv/bin/python \
-    && .venv/bin/python -I /build/check.py
+COPY ${LOCK} /lock/
+COPY ${SOURCE}/requirements/tools.lock.txt ${SOURCE}/image/trim.py /
+
+FROM scratch AS checks
+ARG SOURCE
+COPY ${SOURCE}/image/check.py /
+
+# All in one layer, so that what is taken out again is not carried along: uv, its cache, and what the service never loads.
+FROM system AS packages
+COPY --from=locks /lock requirements
+RUN --mount=type=cache,target=/var/cache/uv --mount=type=bind,from=locks,target=/build \
+    python -m venv /tmp/tools \
+    && /tmp/tools/bin/pip install --quiet --no-cache-dir --disable-pip-version-check --require-hashes -r /build/tools.lock.txt \
+    && export UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy UV_NO_PROGRESS=1 \
+    && /tmp/tools/bin/uv venv --quiet --python "$(command -v python)" .venv \
+    && /tmp/tools/bin/uv pip install --quiet --python .venv/bin/python --compile-bytecode --require-hashes -r /build/lock/*.lock.txt \
+    && .venv/bin/python -I /build/trim.py .venv/lib/python3.11/site-packages \
+    && /tmp/tools/bin/uv pip check --python .venv/bin/python \
+    && rm -rf /tmp/tools
+RUN --mount=type=bind,from=checks,target=/build \
+    TRITON_CACHE_DIR=/tmp/triton .venv/bin/python -IB /build/check.py && rm -rf /tmp/triton
 
 FROM system AS code
 ARG SOURCE
@@ -54,7 +62,7 @@ RUN python -m compileall -q . \
     && printf '#!/bin/sh\nPYTHONPATH=/app exec /app/.venv/bin/python -m zopilot_gpu.cli "$@"\n' > bin/zopilot-gpu \
     && chmod 755 bin/zopilot-gpu
 
-FROM system
+FROM packages
 LABEL org.opencontainers.image.title="ZopilotGPU" \
       org.opencontainers.image.description="Mixtral-8x7B-Instruct in 4-bit NF4 behind POST /prompt, as a BentoML service" \
       org.opencontainers.image.version="0.1.0" \
@@ -66,10 +74,9 @@ ENV HOME=/var/lib/zopilot-gpu \
     BENTOML_CONTAINERIZED=1 \
     BENTOML_DO_NOT_TRACK=True \
     HF_HUB_DISABLE_TELEMETRY=1
-COPY --from=packages /app/.venv .venv
 COPY --from=code /app ./
 USER 1034:1034
-# Here the build ends where the image can't serve; it runs as the image's user, with the image's environment.
+# Here the build ends where the image can't serve, as the image's user with the image's environment. `zopilot-gpu doctor --build` goes here.
 RUN PYTHONDONTWRITEBYTECODE=1 python -c 'import service'
 EXPOSE 3000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-I", "/app/healthcheck.py"]

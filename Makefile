@@ -8,7 +8,7 @@ BLACKWELL_LOCK := requirements/blackwell-dev.lock.txt
 export BENTOML_DO_NOT_TRACK = True
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo serve test test-blackwell gpu browser lint types lock bento clean
+.PHONY: setup demo serve test test-blackwell gpu browser image lint types lock bento containerize clean
 
 setup: .venv/ready ## the virtual environment, exactly as locked
 
@@ -29,7 +29,7 @@ test: setup ## all tests, in two processes; what fails there once more, alone. T
 	@$(BIN)/python -m tests.suite $(TESTS)
 
 test-blackwell: $(BLACKWELL)/ready ## unit and twin tests with the packages of the image for RTX 50xx: torch 2.8, triton 3.4
-	$(BLACKWELL)/bin/python -m pytest tests/unit tests/twins
+	@$(BLACKWELL)/bin/python -m tests.suite tests/unit tests/twins
 
 $(BLACKWELL)/ready: $(BLACKWELL_LOCK) pyproject.toml .venv/ready
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) $(BLACKWELL)
@@ -43,6 +43,9 @@ gpu: setup ## the tests that need a GPU: kernels on the card, and a model by the
 browser: setup ## the playground in a real browser; needs chromium (CHROMIUM=/path/to/it)
 	$(BIN)/python -m pytest tests/browser/check_playground.py
 
+image: setup ## the images, built, run and asked (tests/image): with Docker, or as root with Debian's buildah and debootstrap
+	$(BIN)/python -m pytest -s tests/image/check_image.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,8 +53,15 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-bento: setup ## the bento that `bentoml containerize` makes the image from
-	$(BIN)/bentoml build
+BENTOFILE ?= bentofile.yaml
+BACKEND ?= docker
+
+bento: setup ## the bento that `make containerize` makes the image from; BENTOFILE=bentofile.blackwell.yaml for RTX 50xx
+	$(BIN)/bentoml build --bentofile $(BENTOFILE)
+
+# From the root directory: BentoML takes no template from outside of the directory that it is called in (its issue 5566).
+containerize: bento ## the image, from the newest bento; BACKEND=buildah, podman and so on where there is no Docker
+	cd / && $(CURDIR)/$(BIN)/bentoml containerize $$(sed -n 's/^name: //p' $(CURDIR)/$(BENTOFILE)):latest --backend $(BACKEND)
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock"
@@ -68,4 +78,4 @@ lock: setup ## new locks from pyproject.toml; LOCK_FLAGS=--upgrade for newer ver
 	$(LOCK) --output-file requirements/blackwell-dev.lock.txt $(OVERRIDE) --constraint requirements/blackwell.lock.txt --extra dev --extra runpod pyproject.toml
 
 clean:
-	rm -rf .venv $(BLACKWELL)
+	rm -rf .venv $(BLACKWELL) build

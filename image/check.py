@@ -2,8 +2,8 @@
 
     python image/check.py        prints what it found as one line of JSON; ends with 1 and a sentence where something is amiss
 
-Imports what the service imports, loads every native library, quantises a tensor in NF4, compiles a kernel for the cards that torch was
-built for (with Triton's own assembler), and builds a launcher as Triton does on its first call, with a C compiler.
+Imports what the service imports, loads every native library, quantises a tensor in NF4, compiles a kernel for the cards that
+torch was built for (with Triton's own assembler), and builds a launcher as Triton does on its first call, with a C compiler.
 """
 
 import ctypes
@@ -18,8 +18,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-IMPORTED = ("accelerate", "bentoml", "huggingface_hub", "llguidance", "numpy", "runpod", "safetensors", "sentencepiece", "transformers")
-_LAUNCHER = '#include <Python.h>\n#include "cuda.h"\nint loads(void) { return sizeof(CUdeviceptr) == 8 && Py_IsInitialized(); }\n'
+IMPORTED = (
+    "accelerate",
+    "bentoml",
+    "huggingface_hub",
+    "llguidance",
+    "numpy",
+    "runpod",
+    "safetensors",
+    "sentencepiece",
+    "transformers",
+)
+_LAUNCHER = '#include <Python.h>\n#include "cuda.h"\nint loads(void) { return sizeof(CUdeviceptr) == 8; }\n'
 
 
 def libraries() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The image's HEALTHCHECK: asks this container's own `/ping`, which needs no key. Standard library only: it runs every 30 seconds.
+"""The image's HEALTHCHECK: asks this container's own `/ping`, which needs no key. Standard library only: it runs often.
 
-200 (ready) and 204 (loading) are healthy; 503 is not: the model can't be loaded, or the service ends. A worker of a RunPod queue listens
-on no port; as long as it runs it is healthy, since RunPod's own heartbeat watches it.
+200 (ready) and 204 (loading) are healthy; 503 is not: the model can't be loaded, or the service ends. A worker of a queue
+listens on no port; as long as it runs it is healthy, since RunPod's own heartbeat watches it.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Takes out of installed packages what the service never loads; `python image/trim.py SITE_PACKAGES`, as the Dockerfile does.
 
-Standard library only. Each line of the table says what goes and why it is never missed; `image/check.py` then proves that what is left
-works, and docs/image.md has the sizes. Packages stay installed: their metadata and licences are not touched, so `pip check` sees them.
+Standard library only. Each line of the table says what goes and why it is never missed; `image/check.py` then proves that what
+is left works, and docs/image.md has the sizes. Packages stay installed: their metadata and licences are not touched, so `pip
+check` sees them.
 Needs `strip` (binutils). Refuses to keep a library whose own dependency it has taken away.
 """
 
@@ -13,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DROPPED = {
-    # runners/device.py switches cuDNN off: torch then computes convolutions and attention by itself. The first library and the graph stay,
-    # because torch links the one and asks the other for its version.
+    # runners/device.py switches cuDNN off: torch then computes convolutions and attention by itself. The first library and the
+    # graph stay, because torch links the one and asks the other for its version.
     "nvidia/cudnn/lib/libcudnn_engines_precompiled.so.9": "cuDNN is switched off",
     "nvidia/cudnn/lib/libcudnn_engines_runtime_compiled.so.9": "cuDNN is switched off",
     "nvidia/cudnn/lib/libcudnn_adv.so.9": "cuDNN is switched off",
@@ -27,6 +28,7 @@ DROPPED = {
     "nvidia/cuda_cupti/lib/libnvperf_*.so": "hardware counters of a profiler",
     "nvidia/cuda_cupti/lib/libcheckpoint.so": "hardware counters of a profiler",
     "nvidia/cuda_cupti/lib/libpcsamplingutil.so": "hardware counters of a profiler",
+    "nvidia/cuda_nvrtc/lib/libnvrtc*.alt.so*": "the other of two builds of a compiler; torch loads the first",
     "nvidia/cufile/lib/libcufile_rdma.so.1": "GPUDirect Storage over RDMA",
     "nvidia/*/include": "headers; Triton has its own",
     "torch/include": "headers for C++ extensions",
@@ -57,7 +59,7 @@ def size_of(path: Path) -> int:
 
 
 def other_cuda_versions(site_packages: Path) -> Iterator[Path]:
-    """bitsandbytes' libraries for other versions of CUDA than torch's, which is the one that it loads."""
+    """Bitsandbytes' libraries for other versions of CUDA than torch's, which is the one that it loads."""
     found = re.search(r"^cuda[^=]*= '(\d+)\.(\d+)'", (site_packages / "torch/version.py").read_text(), re.MULTILINE)
     if not found:
         raise SystemExit("trim: torch was not built for CUDA")
