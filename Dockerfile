@@ -49,7 +49,8 @@ RUN --mount=type=cache,target=/var/cache/uv --mount=type=bind,from=locks,target=
     && /tmp/tools/bin/uv pip check --python .venv/bin/python \
     && rm -rf /tmp/tools
 RUN --mount=type=bind,from=checks,target=/build \
-    TRITON_CACHE_DIR=/tmp/triton .venv/bin/python -IB /build/check.py && rm -rf /tmp/triton
+    TRITON_CACHE_DIR=/tmp/triton .venv/bin/python -IB /build/check.py \
+    && rm -rf /tmp/triton
 
 FROM system AS code
 ARG SOURCE
@@ -76,8 +77,8 @@ ENV HOME=/var/lib/zopilot-gpu \
     HF_HUB_DISABLE_TELEMETRY=1
 COPY --from=code /app ./
 USER 1034:1034
-# Here the build ends where the image can't serve, as the image's user with the image's environment. `zopilot-gpu doctor --build` goes here.
-RUN PYTHONDONTWRITEBYTECODE=1 python -c 'import service'
+# Here the build ends where the image can't serve, as the image's user with the image's environment.
+RUN PYTHONDONTWRITEBYTECODE=1 TRITON_CACHE_DIR=/tmp/triton zopilot-gpu doctor --build && rm -rf /tmp/triton
 EXPOSE 3000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-I", "/app/healthcheck.py"]
 ENTRYPOINT ["sh", "-c", "exec bentoml serve service:ZopilotGPU --host 0.0.0.0 --port ${PORT:-3000}"]

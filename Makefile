@@ -8,7 +8,7 @@ BLACKWELL_LOCK := requirements/blackwell-dev.lock.txt
 export BENTOML_DO_NOT_TRACK = True
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: setup demo serve test test-blackwell gpu browser image lint types lock bento containerize clean
+.PHONY: setup demo serve doctor test test-blackwell gpu browser image lint types lock bento containerize clean
 
 setup: .venv/ready ## the virtual environment, exactly as locked
 
@@ -24,6 +24,9 @@ demo: setup ## serve the embedded demo model on 127.0.0.1 and ask it something
 
 serve: setup ## serve the real model from the mounted cache on 127.0.0.1
 	@$(BIN)/zopilot-gpu serve
+
+doctor: setup ## what will work on this machine and what will not, with the environment of the service
+	@$(BIN)/zopilot-gpu doctor
 
 test: setup ## all tests, in two processes; what fails there once more, alone. TESTS=tests/unit for a part
 	@$(BIN)/python -m tests.suite $(TESTS)

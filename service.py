@@ -22,11 +22,13 @@ from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.patch import without_timers
 from zopilot_gpu.api.quota import Quota
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
+from zopilot_gpu.doctor.attending import Attending
 from zopilot_gpu.jobs.queue import JobQueue
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
 _made: list[Runner] = []
 _made_jobs: list[JobQueue] = []
+_made_doctors: list[Attending] = []
 
 
 @bentoml.service(
@@ -37,14 +39,16 @@ _made_jobs: list[JobQueue] = []
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(build_app(lambda: _made[-1], load_settings, lambda: _made_jobs[-1]))
+@bentoml.asgi_app(build_app(lambda: _made[-1], load_settings, lambda: _made_jobs[-1], lambda: _made_doctors[-1].findings))
 class ZopilotGPU:
     """Mixtral-8x7B-Instruct in 4-bit NF4. See docs/api.md for the routes and docs/settings.md for the settings."""
 
     def __init__(self) -> None:
         self._settings = load_settings()
         log.configure(self._settings.log_level)
-        self._runner = Quota(BackgroundRunner(self._settings), ring_of(self._settings))
+        self._doctor = Attending(self._settings)
+        _made_doctors.append(self._doctor)
+        self._runner = Quota(BackgroundRunner(self._settings, self._doctor.examine), ring_of(self._settings))
         _made.append(self._runner)
         self._jobs = jobs.open_queue(self._settings, self._runner)
         _made_jobs.append(self._jobs)

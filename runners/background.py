@@ -13,14 +13,14 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runners.base import Backend, RunnerState
 from zopilot_gpu import log
-from zopilot_gpu.errors import InvalidRequest, ModelLoading, ModelUnavailable, ServiceError, ShuttingDown
+from zopilot_gpu.errors import InvalidRequest, ModelLoading, ModelUnavailable, ServiceError, ShuttingDown, in_a_line
 from zopilot_gpu.events import Event, Job
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared, Wanted, ensure
@@ -31,10 +31,13 @@ from zopilot_gpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from runners.device import Form  # which imports torch
+    from runners.machine import Machine
+
+    AfterLoading = Callable[[Machine | None, RunnerState], None]
 
 _log = log.get(__name__)
 _RETRY_LOADING_S = 5
-_LEAST_PACKED_BYTES = 1_000_000_000  # what is smaller loads in seconds from anywhere
+LEAST_PACKED_BYTES = 1_000_000_000  # what is smaller loads in seconds from anywhere
 # NOTE: read when torch is imported; why is in docs/decisions/003-before-torch.md.
 BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
 
@@ -60,10 +63,13 @@ def choose_backend(wanted: str, form: "Form") -> tuple[str, str]:
         form: how the Mixtral backend would hold the model.
 
     Raises:
-        ModelUnavailable: `mixtral` was asked for and can't be.
+        ModelUnavailable: `mixtral` was asked for and can't be, or the weights do not fit at all.
     """
     if wanted == "plain":
         return "plain", "ZOPILOT_GPU_RUNNER=plain"
+    if not form.fits and wanted == "auto":
+        reason = f"{form.reason[:1].upper()}{form.reason[1:]}"
+        raise ModelUnavailable(detail=f"{reason}: take a device with more memory, or free this one.")
     if form.name:
         return "mixtral", f"the model is a Mixtral, and {form.reason}"
     if wanted == "mixtral":
@@ -78,10 +84,18 @@ def _refuse_unknown_tokens(job: Job, vocab_size: int) -> None:
 
 
 class BackgroundRunner:
-    """Implements `runners.base.Runner`. Make it inside the event loop that will call it; loading starts at once."""
+    """Implements `runners.base.Runner`. Make it inside the event loop that will call it; loading starts at once.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: what to load, and how.
+        after_loading: called on the loading thread once the model answers or can't be loaded, with the machine as it was
+            before (None where it was not looked at) and the state now.
+    """
+
+    def __init__(self, settings: Settings, after_loading: "AfterLoading" = lambda *_: None) -> None:
         self._settings = settings
+        self._after_loading = after_loading
+        self._machine: Machine | None = None
         self._event_loop = asyncio.get_running_loop()
         self._loaded: _Loaded | None = None
         self._stopping = threading.Event()
@@ -143,6 +157,18 @@ class BackgroundRunner:
     # The rest runs on the loading thread.
 
     def _load(self) -> None:
+        prepared = self._load_or_say_why()
+        if self._stopping.is_set():
+            return
+        try:
+            self._after_loading(self._machine, self.state())
+        except Exception as error:  # noqa: BLE001  (the same border: the model answers, whatever fails here)
+            _log.error("examination_failed", exc_info=error)
+        if prepared:
+            self._pack(prepared)
+
+    def _load_or_say_why(self) -> Prepared | None:
+        """Where the model that is ready now was loaded from; None where it is not."""
         began_s = time.monotonic()
         try:
             prepared = self._find()
@@ -158,22 +184,26 @@ class BackgroundRunner:
             self._fail(problem.detail or problem.message)
         except Exception as error:  # noqa: BLE001  (a border: whatever fails here, the process goes on to say so)
             _log.error("load_failed", exc_info=error)
-            self._fail(f"Loading failed: {type(error).__name__}: {error}")
+            self._fail(f"Loading failed: {in_a_line(error)}")
         else:
             load_s = round(time.monotonic() - began_s, 2)
             self._state = replace(self._state, phase="ready", step="ready", progress=1.0, load_s=load_s)
             now = self._state
             _log.info("model_ready", model=now.model, device=now.device, runner=now.runner, why=now.why, load_s=load_s)
-            self._pack(prepared)
+            return prepared
+        return None
 
     def _load_backend(self, prepared: Prepared) -> _Loaded:
         self._progress("importing torch", 0.05)
         for variable, value in BEFORE_TORCH.items():
             os.environ.setdefault(variable, value)
-        from runners.device import choose_device, choose_form  # noqa: PLC0415  (torch takes seconds)
+        from runners.device import choose_device, choose_form, without_cudnn  # noqa: PLC0415  (torch takes seconds)
+        from runners.machine import look  # noqa: PLC0415
 
         located = prepared.located
-        device = choose_device(self._settings.device)
+        self._machine = look(at_card=self._settings.device != "cpu")
+        without_cudnn()
+        device = choose_device(self._settings.device, self._machine)
         name, why = choose_backend(self._settings.runner, choose_form(located, device))
         self._state = replace(self._state, device=device.name, runner=name, why=why)
         if name == "plain" and prepared.is_packed:
@@ -216,7 +246,7 @@ class BackgroundRunner:
         """Packs the model for the next start, while this one is served from its source."""
         if prepared.is_packed or not self._settings.pack or self._state.runner != "mixtral":
             return
-        if weight_bytes(prepared.located.directory) < _LEAST_PACKED_BYTES:
+        if weight_bytes(prepared.located.directory) < LEAST_PACKED_BYTES:
             return
         try:
             packed = ensure(self._wanted(build=True), lambda *_: None, self._stopping.is_set)

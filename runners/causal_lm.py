@@ -20,7 +20,7 @@ from runners.base import Progress
 from runners.device import Device
 from zopilot_gpu.engine.grammar import Grammar, allow, open_masks
 from zopilot_gpu.engine.sampler import mask, read_score, score
-from zopilot_gpu.errors import ModelUnavailable
+from zopilot_gpu.errors import ModelUnavailable, in_a_line
 from zopilot_gpu.events import Sampling, Score
 from zopilot_gpu.store.locate import Located
 
@@ -57,7 +57,9 @@ class CausalLM:
         except torch.OutOfMemoryError as error:
             raise ModelUnavailable(detail=f"{located.name} does not fit into the memory of {device.name}.") from error
         except Exception as error:  # a damaged file makes the libraries raise anything
-            problem = f"{located.directory} could not be loaded: {type(error).__name__}: {error}"
+            problem = (
+                f"{located.directory} could not be loaded ({in_a_line(error)}): fetch its files anew, or name another model."
+            )
             raise ModelUnavailable(detail=problem) from error
         self._model.eval()
         self.max_context_tokens: int = self._model.config.max_position_embeddings

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from runners.machine import Machine, look, why_no_gpu
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store.locate import Located
@@ -28,32 +29,54 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How our own model holds a model's weights, and why so; `name` is None where it can't take the model."""
+    """How our own model holds a model's weights, and why so; `name` is None where it can't take the model.
+
+    `fits` is False where that is for want of memory: then no other backend can take it either.
+    """
 
     name: Literal["dequantised", "nf4"] | None
     reason: str
+    fits: bool = True
 
 
-def choose_device(wanted: str) -> Device:
-    """Resolves `auto`, `cuda` or `cpu`.
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The memory that a model takes, in bytes: weights in NF4, each token in the KV pool, and activations."""
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    work_bytes: int
+
+
+def choose_device(wanted: str, machine: Machine | None = None) -> Device:
+    """Resolves `auto`, `cuda` or `cpu` on this machine, or on `machine`.
+
+    `auto` is the CPU only where no GPU is to be seen: one that is there and can't be used is an error, because a service that
+    silently computes on the CPU is of no use to who pays for the GPU.
 
     Raises:
-        ModelUnavailable: `cuda` was asked for and torch can't use it.
+        ModelUnavailable: a GPU was asked for, or is there, and torch can't use it.
     """
     if wanted == "cpu":
         return Device("cpu", "ZOPILOT_GPU_DEVICE=cpu")
-    if not torch.cuda.is_available():
-        if wanted == "cuda":
-            raise ModelUnavailable(detail="ZOPILOT_GPU_DEVICE=cuda, but torch finds no usable GPU and driver.")
-        return Device("cpu", "torch finds no usable GPU")
-    major, minor = torch.cuda.get_device_capability()
-    built_for = torch.cuda.get_arch_list()
-    if not any(arch.startswith(f"sm_{major}") for arch in built_for):
-        raise ModelUnavailable(
-            detail=f"{torch.cuda.get_device_name()} is sm_{major}{minor}; torch {torch.__version__} was built for "
-            f"{', '.join(built_for)}. Use the image that is built for this card."
-        )
-    return Device("cuda", "torch finds a GPU")
+    machine = machine or look()
+    problem = why_no_gpu(machine)
+    if problem is None:
+        return Device("cuda", "torch finds a GPU")
+    if wanted == "cuda":
+        raise ModelUnavailable(detail=f"ZOPILOT_GPU_DEVICE=cuda, but torch can use no GPU. {problem}")
+    if machine.has_driver:
+        raise ModelUnavailable(detail=f"{problem} ZOPILOT_GPU_DEVICE=cpu does without.")
+    return Device("cpu", "there is no NVIDIA driver, and so no GPU")
+
+
+def without_cudnn() -> None:
+    """Has torch compute convolutions and attention by itself; the images are without cuDNN, 1 GB: docs/decisions/013-images.md.
+
+    NOTE: torch 2.8 prefers cuDNN's attention from sm_90 on, and fails where it is not there.
+    """
+    torch.backends.cudnn.enabled = False
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
 
 
 def compute_dtype(device: Device) -> torch.dtype:
@@ -74,18 +97,29 @@ def choose_form(located: Located, device: Device) -> Form:
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
     except (KeyError, TypeError, ValueError) as error:
         return Form(None, f"its config.json says what only the plain backend knows ({error})")
-    itemsize, free = compute_dtype(device).itemsize, _free_bytes(device)
-    full = config.num_parameters * itemsize
+    return form_of(config, device, _free_bytes(device))
+
+
+def form_of(config: MixtralConfig, device: Device, free: int) -> Form:
+    """See `choose_form`; `free` is the memory that there is for all of it, in bytes."""
+    full = config.num_parameters * compute_dtype(device).itemsize
     if full <= (_SHARE_FOR_WEIGHTS * free if device.name == "cpu" else _SMALL_BYTES):
         return Form("dequantised", f"its weights fit dequantised ({_gb(full)}, {_gb(free)} free)")
-    others = config.num_parameters - config.num_quantised
-    needed = int(config.num_quantised * _NF4_BYTES) + others * itemsize
+    needed = sum_of(config, device)
     context = min(config.max_position, _LEAST_CONTEXT)
-    work = config.kv_bytes_per_token(itemsize) * context + _WORK_BYTES
-    sizes = f"{_gb(needed)}, and {_gb(work)} to work with {context} tokens; {_gb(free)} free"
-    if needed + work > free:
-        return Form(None, f"its weights do not fit in NF4 ({sizes})")
+    work = needed.work_bytes + needed.kv_bytes_per_token * context
+    sizes = f"{_gb(needed.weights_bytes)}, and {_gb(work)} to work with {context} tokens; {_gb(free)} free"
+    if needed.weights_bytes + work > free:
+        return Form(None, f"its weights do not fit in NF4 ({sizes})", fits=False)
     return Form("nf4", f"its weights fit in NF4 ({sizes})")
+
+
+def sum_of(config: MixtralConfig, device: Device) -> Sum:
+    """What a model takes in NF4."""
+    itemsize = compute_dtype(device).itemsize
+    others = config.num_parameters - config.num_quantised
+    weights = int(config.num_quantised * _NF4_BYTES) + others * itemsize
+    return Sum(weights, config.kv_bytes_per_token(itemsize), _WORK_BYTES)
 
 
 def choose_threads(config: MixtralConfig, device: Device) -> int:

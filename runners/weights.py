@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from runners.base import Progress
-from zopilot_gpu.errors import ModelUnavailable, ServiceError
+from zopilot_gpu.errors import ModelUnavailable, ServiceError, in_a_line
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import build, build_packed
@@ -76,7 +76,7 @@ def load_source(
     except ServiceError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise anything
-        raise ModelUnavailable(detail=f"{directory} could not be loaded: {type(error).__name__}: {error}") from error
+        raise ModelUnavailable(detail=f"{directory} could not be loaded ({in_a_line(error)}): fetch its files anew.") from error
 
 
 def _refuse_extra(left: set[str], taken: set[str], config: MixtralConfig) -> None:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ class Server:
         return httpx.Client(base_url=self.url, headers=self.headers if headers is None else headers, timeout=60)
 
     def health(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/health", headers=self.headers, timeout=10).json())
+        return dict(httpx.get(f"{self.url}/health", headers=self.headers, timeout=60).json())
 
-    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 30) -> dict[str, Any]:
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 120) -> dict[str, Any]:
         """The first /health that meets `condition`."""
         deadline_s = time.monotonic() + timeout_s
         health: dict[str, Any] = {}
@@ -88,7 +89,7 @@ def serving(directory: Path, *, working_dir: Path = ROOT, ready: bool = True, **
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
         if ready:
-            server.wait_for(lambda health: health["status"] == "ok", timeout_s=90)
+            server.wait_for(lambda health: health["status"] == "ok", timeout_s=240)
         yield server
     finally:
         process.terminate()
@@ -164,6 +165,19 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: Path
     (directory / "tokenizer_config.json").write_text(json.dumps(LLAMA_TOKENIZER_CONFIG | {"chat_template": template}))
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def demo_of(serve: Serve) -> Iterator[Callable[[str], Server]]:
+    """The served demo model by the name of a runner, started once: for tests that leave it as it was."""
+    with ExitStack() as running:
+        yield cache(lambda runner: running.enter_context(serve(ZOPILOT_GPU_MODEL="demo", ZOPILOT_GPU_RUNNER=runner)))
+
+
+@pytest.fixture(scope="session")
+def demo(demo_of: Callable[[str], Server]) -> Server:
+    """The served demo model."""
+    return demo_of("mixtral")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@
 `detail`: it goes to the log, and to `/health` for a caller with a key.
 """
 
+_MOST_OF_A_LINE = 300
+
 
 class ServiceError(Exception):
     """An error with the HTTP status, code and sentence that a caller sees.
@@ -160,3 +162,11 @@ class OutputInvalid(ServiceError):
 
 class InternalError(ServiceError):
     """A fault of ours."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What a library's error says, for the operator: its type and its first line. Some of them write pages."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    first = next((line for line in lines if line), "")
+    short = first if len(first) <= _MOST_OF_A_LINE else f"{first[:_MOST_OF_A_LINE]}..."
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__

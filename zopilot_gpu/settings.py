@@ -79,7 +79,9 @@ class Settings(BaseSettings):
         description="`mixtral`: many requests at once; `plain`: any model, one at a time. `auto`: the first where it can.",
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
-        default="auto", description="Where the model runs. `auto`: the GPU when torch can use one, else the CPU."
+        default="auto",
+        description="Where the model runs. `auto`: the GPU, or the CPU on a machine without one (a GPU that can't be used is "
+        "an error).",
     )
     playground: bool = Field(
         default=True, description="`false` takes the page `GET /playground` away. It is open, and holds nothing but itself."

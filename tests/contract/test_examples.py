@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import KEY, ROOT, Serve, Server
+from tests.conftest import KEY, ROOT, Server
 
 EXPECTED = {
     "bentoml_client.py": "118.40\n",
@@ -17,16 +16,10 @@ EXPECTED = {
 }
 
 
-@pytest.fixture(scope="module")
-def demo(serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL="demo") as server:
-        yield server
-
-
 def run(name: str, url: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
     env = {"PATH": os.environ["PATH"], "ZOPILOT_GPU_API_KEY": key, "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, str(ROOT / "examples" / name), url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

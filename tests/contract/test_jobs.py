@@ -37,7 +37,7 @@ def asked(number: int) -> dict[str, Any]:
     return {"prompt": "What is the total?", "context": {"vendor": f"Acme {number}", "total": f"{number}8.{number % 10}5"}}
 
 
-def ended(client: httpx.Client, job_id: str, timeout_s: float = 60) -> dict[str, Any]:
+def ended(client: httpx.Client, job_id: str, timeout_s: float = 120) -> dict[str, Any]:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         job: dict[str, Any] = client.get(f"/jobs/{job_id}").json()
@@ -204,7 +204,7 @@ def test_a_waiting_and_a_running_job_can_be_cancelled(server: Server, client: ht
     states = {ended(client, job["id"])["state"] for job in jobs}
     assert "cancelled" in states
     assert events(client.get(f"/jobs/{jobs[-1]['id']}/events"))[-1]["event"] == "cancelled"
-    server.wait_for(lambda health: health["queue"]["num_running"] == 0, timeout_s=5)
+    server.wait_for(lambda health: health["queue"]["num_running"] == 0)
     assert client.delete(f"/jobs/{jobs[-1]['id']}").json()["state"] == "cancelled"  # once more changes nothing
 
 
@@ -240,7 +240,7 @@ def test_the_command_line_submits_watches_lists_and_cancels(server: Server, tmp_
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-c", "from zopilot_gpu.cli import app; app()", "jobs", *arguments]
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "ZOPILOT_GPU_URL": server.url, "ZOPILOT_GPU_API_KEY": KEY}
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
     context = tmp_path / "invoice.json"
     context.write_text(json.dumps(asked(2)["context"]))
@@ -272,9 +272,8 @@ def test_the_line_is_bounded(serve: Serve) -> None:
 def test_what_has_ended_is_forgotten_in_time(serve: Serve) -> None:
     with serve(ZOPILOT_GPU_MODEL="demo", ZOPILOT_GPU_JOBS_RETENTION_S="1") as server, server.client() as client:
         job_id = client.post("/jobs", json=asked(1)).json()["id"]
-        for _ in range(100):
-            if client.get(f"/jobs/{job_id}").status_code == 404:
-                break
+        deadline_s = time.monotonic() + 120
+        while client.get(f"/jobs/{job_id}").status_code != 404 and time.monotonic() < deadline_s:
             time.sleep(0.1)
         assert client.get(f"/jobs/{job_id}").status_code == 404
         assert client.get("/jobs").json()["jobs"] == []

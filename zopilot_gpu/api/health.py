@@ -24,16 +24,14 @@ from zopilot_gpu.events import GREEDY, Job
 _STATUS = {"ready": "ok", "loading": "loading", "failed": "unavailable", "closed": "shutting_down"}
 
 
-def routes(runner: Callable[[], Runner], jobs_problem: Callable[[], str | None]) -> list[Route]:
-    """The routes. `runner` gives the service's runner once it is made; `jobs_problem` what keeps jobs from being kept."""
+def routes(runner: Callable[[], Runner], for_operators: Callable[[], dict[str, Any]]) -> list[Route]:
+    """The routes. `runner` gives the service's runner once it is made; `for_operators` what `/health` says to them besides."""
     started_s = time.monotonic()
 
     async def health(_: Request) -> Response:
         authorised = request.current().authorised
         body = health_of(runner().state(), time.monotonic() - started_s, authorised=authorised)
-        if authorised and (problem := jobs_problem()):
-            body["jobs_problem"] = problem
-        return JSONResponse(body)
+        return JSONResponse(body | for_operators() if authorised else body)
 
     async def ping(_: Request) -> Response:
         phase = runner().state().phase

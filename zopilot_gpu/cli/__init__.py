@@ -7,12 +7,14 @@ zopilot-gpu jobs submit "..."     ask now, collect later: submit, get, watch, ca
 zopilot-gpu bench serve [...]     load a running service and measure its answers
 zopilot-gpu prepare [...]         pack a model before a service needs it
 zopilot-gpu store ls|verify|gc    what is packed on the volumes
+zopilot-gpu doctor [--json]       what will work on this machine, and what will not
 """
 
 import typer
 
 from zopilot_gpu.cli import bench, jobs
 from zopilot_gpu.cli.chat import chat
+from zopilot_gpu.cli.doctor import doctor
 from zopilot_gpu.cli.prepare import prepare
 from zopilot_gpu.cli.prompt import prompt
 from zopilot_gpu.cli.serve import serve
@@ -26,3 +28,4 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(bench.app, name="bench")
 app.command()(prepare)
 app.add_typer(store, name="store")
+app.command()(doctor)

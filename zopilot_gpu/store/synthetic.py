@@ -111,6 +111,7 @@ def _write_packed(staging: Path, file: File, absmax: Absmax, seed: int) -> Store
             view.fill_(1)
     digest = hashlib.sha256(head)
     digest.update(data.numpy().data)
+    files.remove(contents.path)  # what a try that was killed has left
     files.write_new(contents.path, [head, data.numpy().data])
     return Stored(contents.size, digest.hexdigest(), [(entry.name, entry.dtype, entry.shape) for entry in contents.entries])
 

@@ -19,7 +19,8 @@ GPU = Device("cuda", "test")
 
 
 FITS = Form("nf4", "its weights fit in NF4")
-TOO_LARGE = Form(None, "it is too large")
+TOO_LARGE = Form(None, "it is too large", fits=False)
+OTHER = Form(None, "it is no Mixtral")
 
 
 @pytest.mark.parametrize(
@@ -27,8 +28,8 @@ TOO_LARGE = Form(None, "it is too large")
     [
         ("plain", FITS, "plain", "ZOPILOT_GPU_RUNNER=plain"),
         ("plain", TOO_LARGE, "plain", "ZOPILOT_GPU_RUNNER=plain"),
+        ("auto", OTHER, "plain", "it is no Mixtral"),
         ("auto", FITS, "mixtral", "the model is a Mixtral, and its weights fit in NF4"),
-        ("auto", TOO_LARGE, "plain", "it is too large"),
         ("mixtral", FITS, "mixtral", "the model is a Mixtral, and its weights fit in NF4"),
     ],
 )
@@ -40,6 +41,12 @@ def test_a_choice_that_can_not_be_is_an_error_with_the_reason() -> None:
     with pytest.raises(ModelUnavailable) as refusal:
         choose_backend("mixtral", TOO_LARGE)
     assert refusal.value.detail == "ZOPILOT_GPU_RUNNER=mixtral, but it is too large."
+
+
+def test_what_does_not_fit_is_not_left_to_the_plain_backend_either() -> None:
+    with pytest.raises(ModelUnavailable) as refusal:
+        choose_backend("auto", TOO_LARGE)
+    assert refusal.value.detail == "It is too large: take a device with more memory, or free this one."
 
 
 def changed(directory: Path, **fields: object) -> Located:
@@ -87,7 +94,7 @@ def test_how_mixtral_8x7b_is_held_and_why(
     sizes = {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32}
     full = changed(tmp_path, **sizes, num_key_value_heads=8, head_dim=128, vocab_size=32_000, max_position_embeddings=32_768)
     monkeypatch.setattr(devices, "_free_bytes", lambda device: int(free_gb * 1e9))
-    assert choose_form(full, device) == Form(name, reason)  # type: ignore[arg-type]
+    assert choose_form(full, device) == Form(name, reason, fits=name is not None)  # type: ignore[arg-type]
 
 
 def test_a_small_model_on_a_cpu_gets_one_thread() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runners.causal_lm import CausalLM
-from runners.device import Device, choose_device, memory_bytes
+from runners.device import Device, memory_bytes
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.events import GREEDY, Sampling
 from zopilot_gpu.store.locate import Located
@@ -241,27 +241,3 @@ def test_a_checkpoint_in_nf4_is_loaded_as_it_is(mixtral: CausalLM, tmp_path: Pat
     mixtral._model.save_pretrained(tmp_path)
     again = load(tmp_path)
     assert generate(again) == generate(mixtral)
-
-
-def test_the_device_is_chosen_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("cpu").name == choose_device("auto").name == "cpu"
-    assert choose_device("auto").reason != choose_device("cpu").reason
-    with pytest.raises(ModelUnavailable, match="ZOPILOT_GPU_DEVICE=cuda"):
-        choose_device("cuda")
-
-
-def test_a_card_that_torch_was_not_built_for_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "RTX 5090")
-    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_50", "sm_80", "sm_86", "sm_90"])
-    for wanted in ("auto", "cuda"):
-        with pytest.raises(ModelUnavailable, match=r"sm_120.*Use the image"):
-            choose_device(wanted)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
-    assert choose_device("auto").name == "cuda"

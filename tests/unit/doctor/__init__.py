@@ -1,0 +1,1 @@
+"""Doctor, on machines that are here and machines that are not."""

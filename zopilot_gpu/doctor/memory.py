@@ -1,0 +1,59 @@
+"""The check of memory: the sum that `runners.device` chooses by, told against what is free. Computes only."""
+
+from runners.device import Device, Form, Sum, compute_dtype, form_of, sum_of
+from zopilot_gpu.doctor.facts import Facts, Found
+from zopilot_gpu.doctor.report import Check
+from zopilot_gpu.model.config import MixtralConfig
+
+_NF4_OF_BF16 = 0.28  # what another architecture takes in NF4, of its size on the disk; more or less
+_REMEDY = "Take a device with more memory, or free this one"
+
+
+def memory(facts: Facts) -> Check | None:
+    """Weights, KV and work against what is free."""
+    found, device = facts.found, facts.device
+    if found is None or device is None:
+        return None  # the model or the card has failed already
+    card = facts.machine.card
+    free = card.free_bytes if device.name == "cuda" and card else facts.machine.memory_bytes
+    if found.config is None:
+        return _of_another(found, free)
+    form = form_of(found.config, device, free)
+    if form.name is None:
+        needed = sum_of(found.config, device)
+        least = needed.weights_bytes + needed.kv_bytes_per_token * min(4096, found.config.max_position) + needed.work_bytes
+        reason = f"{form.reason[:1].upper()}{form.reason[1:]}."
+        return Check("memory", "fail", f"{_gb(free)} free", reason, f"{_REMEDY}: {_gb(least)} have to be free.")
+    return _of_ours(facts, found.config, device, form, free)
+
+
+def _of_ours(facts: Facts, config: MixtralConfig, device: Device, form: Form, free: int) -> Check:
+    needed = sum_of(config, device)
+    if form.name == "dequantised":
+        full = config.num_parameters * compute_dtype(device).itemsize
+        needed = Sum(full, needed.kv_bytes_per_token, needed.work_bytes)
+    wanted = min(facts.settings.max_context_tokens, config.max_position)
+    room = max(free - needed.weights_bytes - needed.work_bytes, 0) // needed.kv_bytes_per_token
+    value = (
+        f"{_gb(needed.weights_bytes)} weights + {_gb(needed.kv_bytes_per_token * wanted)} KV of {wanted:,} tokens + "
+        f"{_gb(needed.work_bytes)} to work; {_gb(free)} free"
+    )
+    longest = min(room, config.max_position)
+    if room < wanted:
+        reason = f"The longest context that fits has {longest:,} tokens, not the {wanted:,} of ZOPILOT_GPU_MAX_CONTEXT_TOKENS."
+        remedy = f"Set it to {longest}, so that nobody counts on more; or take a device with more memory."
+        return Check("memory", "warn", value, reason, remedy)
+    reason = f"The longest context that fits has {longest:,} tokens; there is room for {room // wanted:,} times {wanted:,}."
+    return Check("memory", "ok", value, reason)
+
+
+def _of_another(found: Found, free: int) -> Check:
+    needed = int(found.num_bytes * _NF4_OF_BF16)
+    value = f"about {_gb(needed)} in NF4; {_gb(free)} free"
+    if needed > free:
+        return Check("memory", "fail", value, "The weights do not fit.", f"{_REMEDY}.")
+    return Check("memory", "ok", value, "The plain backend runs one request at a time, and needs little more than its weights.")
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
