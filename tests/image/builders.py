@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,14 +43,15 @@ class Builder(Protocol):
 
 
 def run(command: Sequence[str | Path], log: Path | None = None, **options: Any) -> str:
-    """The command's output. It goes to `log` too; what fails says its last lines."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-    if log:
-        with log.open("a") as file:
-            file.write(done.stdout)
+    """The command's output. Where there is a `log` it goes there as it comes; what fails says its last lines."""
+    with tempfile.TemporaryFile("w+") if log is None else log.open("a+") as file:
+        begun = file.tell()
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, **options)
+        file.seek(begun)
+        output = file.read()
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))[:300]} ended with {done.returncode}:\n{done.stdout[-3000:]}")
-    return done.stdout
+        raise RuntimeError(f"{' '.join(map(str, command))[:300]} ended with {done.returncode}:\n{output[-3000:]}")
+    return output
 
 
 def copy_of_the_tree(target: Path) -> Path:
