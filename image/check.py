@@ -46,7 +46,7 @@ def libraries() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "arch_flags": torch._C._cuda_getArchFlags(),  # noqa: SLF001  (what it was built for, which needs no GPU)
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "numpy": version("numpy"),
     }
 
@@ -95,7 +95,7 @@ def _kernel(triton: Any) -> Any:
     """x[i] = 2 x[i] + 1. Triton reads a kernel's source from its file."""
     tl = triton.language
 
-    def kernel(x, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    def kernel(x, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def, name-defined]
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         tl.store(x + at, tl.load(x + at) * 2 + 1)
 

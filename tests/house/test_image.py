@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]  # comes with BentoML; its stubs are not in the lock
 from bentoml._internal.container.generate import build_environment
 
 from zopilot_gpu import __version__
