@@ -7,27 +7,31 @@ text here, on the event loop.
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 import torch
 
-from runners.base import BackendState, EngineStats, Progress
+from runners.base import BackendState, EngineStats, Progress, Pulse
 from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
-from runners.memory import LEAN_STEP_TOKENS, STEP_TOKENS, Keeps, sum_of
+from runners.memory import LEAN_CONTEXT, LEAN_LIBRARIES_BYTES, LEAN_ROWS, LEAN_STEP_TOKENS
 from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine, Finish
-from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, make_pools, pool_size
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
 from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.engine.warmup import warm_up
 from zopilot_gpu.errors import ServiceError
 from zopilot_gpu.events import Event, Job, Text
 from zopilot_gpu.model.config import MixtralConfig
+from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import choose_kernels
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared
@@ -36,10 +40,26 @@ from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
-_MAX_RUNNING = 64
 _POOL_TOKENS = 256 * 1024
-_STEP_BASE_TOKENS = {"cpu": 2, "cuda": 64}  # docs/decisions/012-keys-and-fairness.md
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What an engine takes on at once: sequences, tokens in a step, and what a step of nothing would cost in tokens."""
+
+    max_running: int
+    max_step_tokens: int
+    step_base_tokens: int  # docs/decisions/012-keys-and-fairness.md
+    max_context_tokens: int = 1 << 20
+    spare_bytes: int | None = None  # of a GPU, for the driver and graphs; None is the usual
+
+
+# A step of a prompt on a GPU dequantises every layer's experts, which takes as long as computing about 2,000 tokens with them:
+# with half as many most of the time would go into that, with twice as many all who decode would wait twice as long for a third
+# more throughput. On a CPU a step's time is its tokens'. docs/decisions/016-steps-ahead.md.
+_LIMITS = {"cpu": _Limits(64, 512, 2), "cuda": _Limits(128, 2048, 64)}
+_LEAN = _Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, LEAN_CONTEXT, LEAN_LIBRARIES_BYTES)  # what `runners.memory` counts with
 
 
 class MixtralBackend:
@@ -55,6 +75,8 @@ class MixtralBackend:
         progress: Progress,
     ) -> None:
         where = torch.device(device.name)
+        if where.index is not None:
+            torch.cuda.set_device(where)  # of this thread, where the model is loaded; the engine's thread sets its own
         dtype = compute_dtype(device)
         located = prepared.located
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
@@ -65,36 +87,46 @@ class MixtralBackend:
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
         shapes = use_for(where, search_roots(settings.volume, settings.hf_home)) if used else None
         _log.info("kernels", used=used, why=why, shapes=shapes)
+        self._limits = limits = _LEAN if form.is_lean else _LIMITS[where.type]
+        context = min(config.max_position, settings.max_context_tokens, limits.max_context_tokens)
         kept = kv_dtype(settings.kv_dtype, device)
-        work = 0 if dequantise else sum_of(config, dtype.itemsize, Keeps(), lean=form.is_lean).work_bytes
-        size = pool_size(config, kept, where, max_tokens=_POOL_TOKENS, work_bytes=work)
-        self.window = min(config.max_position, settings.max_context_tokens, size.num_tokens)
-        _log.info("kv_pool", num_tokens=size.num_tokens, dtype=str(kept), why=size.reason)
-        pool = BlockPool(size.num_blocks, BLOCK_SIZE)
+        size = _pool_size(model, kept, limits, context, progress)
+        self.window = min(context, size.num_tokens)
         scheduler = Scheduler(
-            pool,
-            max_step_tokens=LEAN_STEP_TOKENS if form.is_lean else STEP_TOKENS,
-            max_running=_MAX_RUNNING,
-            step_base_tokens=_STEP_BASE_TOKENS[where.type],
+            BlockPool(size.num_blocks, BLOCK_SIZE),
+            max_step_tokens=limits.max_step_tokens,
+            max_running=limits.max_running,
+            step_base_tokens=limits.step_base_tokens,
         )
-        engine = Engine(model, make_pools(config, size, kept, where), scheduler)
-        self._warm_up(engine, tokenizer)
+        engine = Engine(model, make_pools(config, size, kept, where), scheduler, max_context=context)
+        self._say_something(engine, tokenizer)
         self._engine = engine
         self._memory = memory_bytes(device)
         self._tokenizer = tokenizer
         self.vocab_size = config.vocab_size
         self._eos_ids = frozenset([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
         self._grammars = Grammars(tokenizer, config.vocab_size, self._eos_ids)
-        self._admission = Admission(_MAX_RUNNING, size.num_tokens, settings.max_waiting, settings.max_waiting_tokens)
+        self._admission = Admission(limits.max_running, size.num_tokens, settings.max_waiting, settings.max_waiting_tokens)
         self._loop = EngineLoop(engine, event_loop)
 
     def state(self) -> BackendState:
         """See `Backend.state`."""
-        num_running = min(self._admission.num_in_flight, _MAX_RUNNING)
+        max_running = self._limits.max_running
+        num_running = min(self._admission.num_in_flight, max_running)
         num_waiting = self._admission.num_in_flight - num_running
         stalled_s = self._loop.stalled_s
         problem = f"The engine has not moved for {stalled_s:.0f} s." if stalled_s > _STALLED_S else None
-        return BackendState(num_running, num_waiting, problem, *self._memory, engine=self._stats(), max_running=_MAX_RUNNING)
+        if self._loop.fatal:
+            problem = f"The device is lost to this process: {self._loop.fatal}"
+        return BackendState(num_running, num_waiting, problem, *self._memory, engine=self._stats(), max_running=max_running)
+
+    def pulse(self) -> Pulse:
+        """See `Backend.pulse`."""
+        return Pulse(self._loop.fatal, self._loop.stalled_s)
+
+    def abandon(self, error: ServiceError) -> None:
+        """See `Backend.abandon`."""
+        self._loop.abandon(error)
 
     def _stats(self) -> EngineStats:
         scheduler, pool, loop = self._engine.scheduler, self._engine.scheduler.pool, self._loop
@@ -155,7 +187,29 @@ class MixtralBackend:
         await self._loop.close()
 
     @staticmethod
-    def _warm_up(engine: Engine, tokenizer: Tokenizer) -> None:
+    def _say_something(engine: Engine, tokenizer: Tokenizer) -> None:
         engine.scheduler.add(Sequence("warm-up", tokenizer.encode("warm-up"), 2))
         while engine.step():
             pass
+
+
+def _pool_size(model: Mixtral, dtype: torch.dtype, limits: _Limits, context: int, progress: Progress) -> PoolSize:
+    """The KV pool's size, on a GPU out of what steps were seen to leave; their kernels are compiled on the way."""
+    where = model.device
+    reserved_bytes = 0
+    if where.type == "cuda":
+        progress("kernels", 1.0)
+        began_s = time.monotonic()
+        measured = warm_up(
+            model,
+            dtype,
+            max_rows=limits.max_running,
+            max_step_tokens=limits.max_step_tokens,
+            max_blocks=-(-context // BLOCK_SIZE),
+        )
+        reserved_bytes = measured.reserved(limits.spare_bytes)
+        seconds = round(time.monotonic() - began_s, 1)
+        _log.info("warm", seconds=seconds, step_bytes=measured.step_bytes, decode_bytes=measured.decode_bytes)
+    size = pool_size(model.config, dtype, where, max_tokens=_POOL_TOKENS, reserved_bytes=reserved_bytes)
+    _log.info("kv_pool", num_tokens=size.num_tokens, dtype=str(dtype), why=size.reason)
+    return size

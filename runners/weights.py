@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from runners.base import Progress
 from runners.device import Form
-from zopilot_gpu.errors import ModelUnavailable, ServiceError
+from zopilot_gpu.errors import ModelUnavailable, ServiceError, in_a_line
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import Thrift, build, build_packed
@@ -26,7 +26,7 @@ def load(
     """The model that the store has prepared, in `form`; see `zopilot_gpu.model.weights.build`.
 
     NOTE: a packed file is one piece of memory, which is free only when no tensor of it is left: on a GPU its weights are put in
-    tiles where they lie, or the model would take all of it twice.
+    tiles where they lie, or a layer would be there twice on the way.
 
     Raises:
         Damaged: the packed form is not what was published; it has been set aside where the volume lets us.
@@ -81,7 +81,7 @@ def load_source(
     except ServiceError:
         raise
     except Exception as error:  # a damaged file makes the libraries raise anything
-        raise ModelUnavailable(detail=f"{directory} could not be loaded: {type(error).__name__}: {error}") from error
+        raise ModelUnavailable(detail=f"{directory} could not be loaded ({in_a_line(error)}): fetch its files anew.") from error
 
 
 def _refuse_extra(left: set[str], taken: set[str], config: MixtralConfig) -> None:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ class Server:
         return httpx.Client(base_url=self.url, headers=self.headers if headers is None else headers, timeout=60)
 
     def health(self) -> dict[str, Any]:
-        return dict(httpx.get(f"{self.url}/health", headers=self.headers, timeout=10).json())
+        return dict(httpx.get(f"{self.url}/health", headers=self.headers, timeout=60).json())
 
-    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 30) -> dict[str, Any]:
+    def wait_for(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 120) -> dict[str, Any]:
         """The first /health that meets `condition`."""
         deadline_s = time.monotonic() + timeout_s
         health: dict[str, Any] = {}
@@ -75,20 +76,22 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(directory: Path, *, working_dir: Path = ROOT, ready: bool = True, **env: str) -> Iterator[Server]:
+def serving(
+    directory: Path, *, working_dir: Path = ROOT, target: str = "service:ZopilotGPU", ready: bool = True, **env: str
+) -> Iterator[Server]:
     """`bentoml serve` in a process of its own, with only the environment that a test names."""
     port = free_port()
     log = directory / f"server-{port}.log"
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     settings = {"ZOPILOT_GPU_API_KEY": KEY, "ZOPILOT_GPU_DEVICE": "cpu", "BENTOML_DO_NOT_TRACK": "True", "HF_HUB_OFFLINE": "1"}
     settings["ZOPILOT_GPU_JOBS_PATH"] = str(directory / f"jobs-{port}.db")
-    command = [sys.executable, "-m", "bentoml", "serve", "service:ZopilotGPU", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=working_dir, env=inherited | settings | env, stdout=output, stderr=output)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
         if ready:
-            server.wait_for(lambda health: health["status"] == "ok", timeout_s=90)
+            server.wait_for(lambda health: health["status"] == "ok", timeout_s=240)
         yield server
     finally:
         process.terminate()
@@ -164,6 +167,19 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: Path
     (directory / "tokenizer_config.json").write_text(json.dumps(LLAMA_TOKENIZER_CONFIG | {"chat_template": template}))
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def demo_of(serve: Serve) -> Iterator[Callable[[str], Server]]:
+    """The served demo model by the name of a runner, started once: for tests that leave it as it was."""
+    with ExitStack() as running:
+        yield cache(lambda runner: running.enter_context(serve(ZOPILOT_GPU_MODEL="demo", ZOPILOT_GPU_RUNNER=runner)))
+
+
+@pytest.fixture(scope="session")
+def demo(demo_of: Callable[[str], Server]) -> Server:
+    """The served demo model."""
+    return demo_of("mixtral")
 
 
 @pytest.fixture(scope="session")

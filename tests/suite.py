@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-BESIDE = ["-n", "2", "--dist", "loadfile", "-p", "tests.scheduling"]
+# In the order of their names: contract and faults take long, unit tests are short and many, so that both end together.
+BESIDE = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "-p", "tests.scheduling"]
 ALONE = ["-n", "0", "--last-failed", "--last-failed-no-failures", "none"]
 MOST_AGAIN = 20
 _CACHE = Path(".pytest_cache")

@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import json
 import os
+import subprocess
 import sys
 import time
 import uuid
@@ -32,6 +33,7 @@ from zopilot_gpu.api.failures import as_service_error, error_body
 from zopilot_gpu.api.parse import parse_prompt
 from zopilot_gpu.api.request import RequestInfo
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
+from zopilot_gpu.doctor.attending import Attending
 from zopilot_gpu.errors import Forbidden, InvalidRequest, Overloaded, Unauthorised
 from zopilot_gpu.jobs.outbox import Outbox
 from zopilot_gpu.settings import Settings, SettingsError, load_settings
@@ -39,6 +41,7 @@ from zopilot_gpu.settings import Settings, SettingsError, load_settings
 Output = dict[str, Any]
 _LOOK_S = 0.25
 _PROGRESS_S = 5.0
+_FITNESS_S = 120.0
 _ENVELOPE = frozenset({"endpoint", "data", "api_key", "callback_url"})
 _log = log.get(__name__)
 
@@ -57,13 +60,14 @@ class Worker:
         self._settings, self._report = settings, report
         self._digests = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_key]
         self._started_s = time.monotonic()
+        self._doctor = Attending(settings)
         self._runner: Runner | None = None
         self._outbox: Outbox | None = None
 
     def runner(self) -> Runner:
         """The runner; made, and so the model loaded, at the first call inside the event loop."""
         if self._runner is None:
-            self._runner = BackgroundRunner(self._settings)
+            self._runner = BackgroundRunner(self._settings, self._doctor.examine)
             self._outbox = Outbox(self._settings)
         return self._runner
 
@@ -83,6 +87,8 @@ class Worker:
                     last = health.health_of(
                         self.runner().state(), time.monotonic() - self._started_s, authorised=info.authorised
                     )
+                    if info.authorised:
+                        last["doctor"] = self._doctor.findings
                 else:
                     async with aclosing(self._answer(job, data, info)) as outputs:
                         async for output in outputs:
@@ -207,6 +213,31 @@ async def _gathered(pieces: AsyncGenerator[str | PromptResponse, None]) -> Async
         await asyncio.gather(reader, return_exceptions=True)
 
 
+class UnfitError(RuntimeError):
+    """This machine can't do the jobs; the text says why and what to do. RunPod takes the worker away and keeps the text."""
+
+
+def doctor() -> None:
+    """RunPod's fitness check, made before a job is taken: doctor's checks, without those that take long.
+
+    NOTE: in a process of its own. The SDK forks afterwards, and a fork of a process that has opened the GPU would hold its
+    memory for as long as the fork lives; and a library that is dead enough ends only that process.
+
+    Raises:
+        UnfitError: a check failed.
+    """
+    command = [sys.executable, "-m", "zopilot_gpu.cli", "doctor", "--quick", "--json"]
+    try:
+        ended = subprocess.run(  # noqa: S603  (our own command)
+            command, check=False, capture_output=True, text=True, timeout=_FITNESS_S
+        )
+        checks = json.loads(ended.stdout)["checks"]
+    except (subprocess.TimeoutExpired, ValueError, LookupError) as error:
+        raise UnfitError(f"The machine could not be examined ({type(error).__name__}): see `zopilot-gpu doctor`.") from None
+    if failed := [f"{check['name']}: {check['reason']} {check['remedy']}" for check in checks if check["verdict"] == "fail"]:
+        raise UnfitError(" ".join(failed))
+
+
 def main() -> None:
     """Starts the worker; a wrong environment ends it with one sentence."""
     try:
@@ -222,6 +253,7 @@ def main() -> None:
     except ImportError:
         sys.stderr.write("zopilot-gpu: the queue worker needs RunPod's SDK: install zopilot-gpu[runpod].\n")
         raise SystemExit(2) from None
+    runpod.serverless.register_fitness_check(doctor)
     worker = Worker(settings, runpod.serverless.progress_update)
 
     async def handler(job: dict[str, Any]) -> AsyncGenerator[Output, None]:

@@ -18,4 +18,4 @@ def test_the_baseline_says_what_our_service_says(serve: Serve) -> None:
     usage = theirs["metadata"]["usage"]
     assert usage == ours["metadata"]["usage"]
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health")
+        httpx.get(f"{url}/health", timeout=60)

@@ -68,7 +68,7 @@ async def test_clients_who_leave_leave_no_work_behind(server: Server, stream: bo
 
     async with httpx.AsyncClient(base_url=server.url, headers=server.headers, timeout=60) as client:
         await asyncio.gather(*(leave(client, 0.02 * number) for number in range(20)))
-        server.wait_for(idle, timeout_s=3)
+        server.wait_for(idle)
         assert (await client.post("/prompt", json=asked(5))).json()["output"] == "58.55"
 
 

@@ -5,21 +5,14 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import KEY, ROOT, Serve, Server, free_port
+from tests.conftest import KEY, ROOT, Server, free_port
 
 NUM_REQUESTS = 12
-
-
-@pytest.fixture(scope="module")
-def demo(serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL="demo") as server:
-        yield server
 
 
 def bench(url: str, *options: str, key: str = KEY) -> "subprocess.CompletedProcess[str]":
@@ -52,7 +45,7 @@ def test_a_closed_loop_ends_with_a_table_a_plot_and_a_line_of_json(demo: Server,
     assert 4 * NUM_REQUESTS <= figures["tokens"]["completion"] <= 8 * NUM_REQUESTS
     assert figures["tokens"]["cached"] > figures["tokens"]["prompt"] / 2  # the warm-up left the prefix there
     for name in ("ttft_s", "time_per_token_s", "latency_s"):
-        assert 0 < figures[name]["p50"] <= figures[name]["p95"] <= figures[name]["p99"] < 60
+        assert 0 < figures[name]["p50"] <= figures[name]["p95"] <= figures[name]["p99"]
     assert ET.parse(tmp_path / "run.svg").getroot().tag.endswith("svg")  # noqa: S314  (our own file)
 
 

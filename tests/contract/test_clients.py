@@ -28,7 +28,7 @@ def expected(mixtral_server: Server) -> str:
 
 
 def run(*command: str, stdin: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, env=env, check=False)
 
 
 def curl(line: str) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def test_serve_makes_a_key_says_when_it_is_ready_and_stops_with_the_service(tiny
         (line,) = (line for line in iter(serving.stdout.readline, "Press Ctrl-C to stop.\n") if line.startswith("curl "))
         assert curl(line)["success"]
         serving.terminate()
-        assert serving.wait(20) == 0
+        assert serving.wait(120) == 0
 
 
 def test_serve_without_the_model_says_so_and_fails(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -40,9 +40,8 @@ WAIT: Any = {"type": "function", "function": {"name": "wait"}}
 
 
 @pytest.fixture(scope="module", params=["mixtral", "plain"])
-def server(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL=MODEL, ZOPILOT_GPU_RUNNER=request.param) as server:
-        yield server
+def server(request: pytest.FixtureRequest, demo_of: Callable[[str], Server]) -> Server:
+    return demo_of(request.param)
 
 
 @pytest.fixture
@@ -356,6 +355,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture(scope="module")
 def demo(serve: Serve) -> Iterator[Server]:
+    """The demo model without a waiting line."""
     with serve(ZOPILOT_GPU_MODEL=MODEL, ZOPILOT_GPU_MAX_WAITING="0", ZOPILOT_GPU_REQUEST_TIMEOUT_S="30") as server:
         yield server
 
@@ -454,7 +454,7 @@ def test_a_stream_that_is_closed_frees_the_engine(server: Server, client: openai
         assert chunk.choices
     assert not idle(server.health())
     endless.close()
-    server.wait_for(idle, timeout_s=2)
+    server.wait_for(idle)
 
 
 def test_the_openapi_document_is_served_and_describes_what_is_answered(demo: Server) -> None:

@@ -54,7 +54,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     port, directory = free_port(), tmp_path_factory.mktemp("local")
     with working(directory, "--rp_serve_api", "--rp_api_port", str(port)), httpx.Client(timeout=60) as client:
         client.base_url = httpx.URL(f"http://localhost:{port}")
-        for _ in range(300):
+        for _ in range(1000):
             try:
                 health = client.post("/runsync", json={"input": {"endpoint": "/health"}}).json()["output"][0]
             except httpx.TransportError:
@@ -203,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def wait_for(what: Any, timeout_s: float = 60) -> None:
+def wait_for(what: Any, timeout_s: float = 120) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline_s
@@ -239,7 +239,7 @@ def test_the_worker_takes_streams_stops_and_reports_as_runpod_asks(tmp_path: Pat
                 wait_for(lambda: job_id in runpod.done)
                 return bool(runpod.done[job_id]["output"][0]["queue"]["num_running"] == 0)
 
-            wait_for(idle, 15)
+            wait_for(idle)
             assert "stopped" not in runpod.done
     finally:
         runpod.shutdown()
@@ -285,7 +285,23 @@ def test_the_image_of_the_service_becomes_a_worker_by_one_setting_and_its_log_te
     assert [word for word in ("734219", "Acme", KEY) if word in log] == []
 
 
+def test_a_worker_that_can_not_answer_is_unfit_and_says_why(tmp_path: Path) -> None:
+    runpod = RunPod()
+    threading.Thread(target=runpod.serve_forever, daemon=True).start()
+    runpod.to_take = [{"id": "one", "input": ASKED | {"api_key": KEY}}]
+    try:
+        with working(tmp_path, ZOPILOT_GPU_MODEL="nobody/nothing", HF_HOME=str(tmp_path), **runpod.env) as process:
+            assert process.wait(200) == 1
+    finally:
+        runpod.shutdown()
+        runpod.server_close()
+    log = (tmp_path / "worker.log").read_text()
+    assert "Fitness check failed: doctor | UnfitError: model: nobody/nothing is not in the mounted cache." in log
+    assert "Traceback" not in log
+    assert runpod.done == {}
+
+
 def test_without_a_key_the_worker_refuses_to_start_and_says_how(tmp_path: Path) -> None:
     with working(tmp_path, ZOPILOT_GPU_API_KEY="") as process:
-        assert process.wait(30) == 2
+        assert process.wait(120) == 2
     assert "ZOPILOT_GPU_ALLOW_ANONYMOUS" in (tmp_path / "worker.log").read_text()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import bentoml
@@ -10,7 +10,7 @@ import httpx
 import jsonschema_rs
 import pytest
 
-from tests.conftest import KEY, Serve, Server
+from tests.conftest import KEY, Server
 from tests.contract.test_prompt import events
 from tests.faults.bombs import BOMBS
 from tests.twins.schemas import DOCUMENTS
@@ -29,9 +29,8 @@ ASKED = {"prompt": "Return all fields as JSON.", "context": CONTEXT, "max_tokens
 
 
 @pytest.fixture(scope="module", params=["mixtral", "plain"])
-def server(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Server]:
-    with serve(ZOPILOT_GPU_MODEL="demo", ZOPILOT_GPU_RUNNER=request.param) as server:
-        yield server
+def server(request: pytest.FixtureRequest, demo_of: Callable[[str], Server]) -> Server:
+    return demo_of(request.param)
 
 
 def post(server: Server, **fields: Any) -> httpx.Response:

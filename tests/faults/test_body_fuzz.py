@@ -123,5 +123,5 @@ async def test_no_body_gets_an_unexpected_answer_or_ends_the_process(mixtral_ser
     print(f"\nseed {SEED}: {NUM_INPUTS} inputs, answers {dict(seen)}, slowest refusal {slowest_s:.2f} s")  # noqa: T201
     assert seen[200] > NUM_INPUTS * 0.1
     assert seen[400] + seen[422] > NUM_INPUTS * 0.4
-    assert slowest_s < 2
+    assert slowest_s < 30  # 2 on quiet cores; what is waited for here is one that hangs
     assert mixtral_server.health()["uptime_s"] > worker  # the same process as before

@@ -40,5 +40,5 @@ def test_no_file_of_the_worker_stays_open(mixtral_server: Server) -> None:
     (worker,) = psutil.Process(mixtral_server.process.pid).children()
     before = worker.num_fds()
     for _ in range(50):
-        assert httpx.get(f"{mixtral_server.url}/livez").status_code == 200
+        assert httpx.get(f"{mixtral_server.url}/livez", timeout=60).status_code == 200
     assert worker.num_fds() <= before + 2

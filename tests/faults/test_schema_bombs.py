@@ -27,6 +27,7 @@ from zopilot_gpu.text.tokenizer import Tokenizer
 
 NUM_UNIQUE = int(os.environ.get("ZOPILOT_GPU_UNIQUE_SCHEMAS", "1000"))
 MiB = 1024**2
+MOST_S, MOST_MIB = 3, 64  # of CPU: 0.4 s where nothing else fights for caches and cores
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ async def test_each_bomb_is_refused_or_followed_for_little(tokenizer: Tokenizer)
             broken += [name for _ in range(64) for drawn in it.step() if drawn.finish == "broken"]
         cost_s, grown = time.process_time() - began_s, (peak_bytes() - before) / MiB
         costs.append((cost_s, grown, name))
-        if cost_s > 1 or grown > 64:
+        if cost_s > MOST_S or grown > MOST_MIB:
             over.append((name, cost_s, grown))
     slowest, largest = max(costs), max(costs, key=lambda cost: cost[1])
     print(f"\nslowest {slowest}, largest {largest}")  # noqa: T201
@@ -103,7 +104,7 @@ async def test_bombs_in_the_batch_do_not_change_what_another_says(tokenizer: Tok
     print(f"\n{it.num_steps} steps, slowest {slowest_s:.2f} s of CPU")  # noqa: T201
     assert len(other.output_ids) == 150
     assert other.output_ids == expected.output_ids
-    assert slowest_s < 1
+    assert slowest_s < MOST_S
 
 
 async def test_unique_schemas_leave_nothing_behind(tokenizer: Tokenizer) -> None:

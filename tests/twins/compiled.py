@@ -3,6 +3,7 @@
 python -m tests.twins.compiled 90
 """
 
+import inspect
 import json
 import re
 import subprocess
@@ -125,32 +126,24 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
 FROM_SM89 = {"attend decode fp8"}
 
 
-def archs() -> list[int]:
-    """What the kernels are compiled for: the cards that the installed Triton knows."""
-    return [80, 86, 89, 90] + ([120] if _version() >= (3, 4) else [])
+def source_of(kernel: Any, types: dict[str, str], constants: dict[str, Any], even: list[int]) -> ASTSource:
+    """What Triton compiles; `even` are the places of the arguments that are multiples of 16."""
+    if "constexprs" in inspect.signature(ASTSource).parameters:  # Triton 3.4
+        types |= dict.fromkeys(constants, "constexpr")
+        return ASTSource(kernel, types, constants, {(place,): [["tt.divisibility", 16]] for place in even})
+    from triton.backends.compiler import AttrsDescriptor
 
-
-def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in triton.__version__.split(".")[:2])
-
-
-def _source(kernel: Any, types: dict[str, str], constants: dict[str, Any], multiples: set[str]) -> ASTSource:
-    order = list(kernel.arg_names)
-    types = {argument: types[argument] for argument in order if argument in types}
-    even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
-    if _version() < (3, 3):
-        from triton.backends.compiler import AttrsDescriptor
-
-        attributes = AttrsDescriptor.from_dict({"arg_properties": {"tt.divisibility": even}, "cls": "AttrsDescriptor"})
-        return ASTSource(kernel, types, constants, attributes)
-    signature = {argument: types.get(argument, "constexpr") for argument in order}
-    return ASTSource(kernel, signature, constants, {(index,): [["tt.divisibility", 16]] for index in even})
+    attributes = AttrsDescriptor.from_dict({"arg_properties": {"tt.divisibility": even}, "cls": "AttrsDescriptor"})
+    return ASTSource(kernel, types, constants, attributes)
 
 
 def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     """Registers, bytes of stack, and counts of instructions."""
     kernel, types, constants, warps, multiples = KERNELS[name]
-    source = _source(kernel, types, constants, multiples)
+    order = list(kernel.arg_names)
+    types = {argument: types[argument] for argument in order if argument in types}
+    even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
+    source = source_of(kernel, types, constants, even)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     file = directory / "kernel.cubin"
     file.write_bytes(binary.asm["cubin"])

@@ -4,13 +4,18 @@ import json
 import random
 import weakref
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from tests.checkpoints import make_tiny
 from tests.twins.test_model import batch, distance, pools
 from zopilot_gpu.model import nf4, reference
+from zopilot_gpu.model import weights as weights_module
 from zopilot_gpu.model.checkpoint import Checkpoint
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.experts import GroupedExperts
@@ -18,6 +23,8 @@ from zopilot_gpu.model.linear import dense, quantised
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.nf4 import NF4, Nested
 from zopilot_gpu.model.weights import Packed, Source, Thrift, build, build_packed, is_quantised, shapes
+from zopilot_gpu.store.ensure import Wanted, ensure
+from zopilot_gpu.store.load import load
 from zopilot_gpu.store.locate import locate
 
 CPU = torch.device("cpu")
@@ -142,6 +149,31 @@ def test_packed_tensors_that_are_not_as_agreed_are_refused(name: str, change: ob
         tensors[name] = changed
     with pytest.raises(error, match=name.partition("_")[0]):
         build_packed(config, tensors.__getitem__, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("held", ["in tiles", "dequantised"])
+def test_a_packed_layer_is_gone_when_the_next_is_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, held: str) -> None:
+    """So that a start takes the model's memory and one layer more: the packed form and what is made of it never both whole."""
+    monkeypatch.setattr(weights_module, "choose_kernels", lambda *_: (held == "in tiles", "the test says so"))
+    (tmp_path / "volume").mkdir()
+    prepared = ensure(Wanted(str(make_tiny(tmp_path / "tiny")), roots=[tmp_path / "volume"]))
+    directory = prepared.located.directory
+    assert prepared.manifest
+    config = MixtralConfig.from_json(json.loads((directory / "config.json").read_bytes()))
+    tensors = load(directory, prepared.manifest)
+    memory: Any = {name: StorageWeakRef(tensor.untyped_storage()) for name, tensor in tensors.items()}  # type: ignore[no-untyped-call]
+    alive = list[int]()
+
+    def get(name: str) -> torch.Tensor:
+        if name.endswith(".attention_norm"):
+            alive.append(len({piece.cdata for piece in memory.values() if not piece.expired()}))
+        return tensors.pop(name)
+
+    model = build_packed(config, get, torch.bfloat16, CPU, dequantise=held == "dequantised")
+    assert alive == [config.num_layers + 1 - index for index in range(config.num_layers)]  # and the file of the embedding
+    assert {name for name, piece in memory.items() if not piece.expired()} == {"embedding", "norm", "head"}
+    assert len(model.layers) == config.num_layers
+    assert tensors == {}
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 17])

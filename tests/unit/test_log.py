@@ -53,7 +53,7 @@ for call, event in ((ours.exception, "ours_chained"), (foreign.exception, "forei
 
 @pytest.fixture(scope="module")
 def stderr() -> str:
-    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=120)
     assert run.stdout == ""
     return run.stderr
 

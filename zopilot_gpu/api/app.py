@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -16,12 +17,25 @@ from zopilot_gpu.jobs.queue import JobQueue
 from zopilot_gpu.settings import Settings
 
 
-def build_app(runner: Callable[[], Runner], settings: Callable[[], Settings], queue: Callable[[], JobQueue]) -> Starlette:
-    """The app. `runner`, `settings` and `queue` give the service's once it is made; none is asked before a request."""
+def build_app(
+    runner: Callable[[], Runner],
+    settings: Callable[[], Settings],
+    queue: Callable[[], JobQueue],
+    findings: Callable[[], dict[str, Any] | None],
+) -> Starlette:
+    """The app. `runner`, `settings`, `queue` and doctor's `findings` are the service's; none is asked for before a request."""
     settings = cache(settings)
+
+    def for_operators() -> dict[str, Any]:
+        problem = queue().problem
+        return {"doctor": findings()} | ({"jobs_problem": problem} if problem else {})
+
+    async def counted() -> tuple[dict[str, int], dict[str, int]]:
+        return await queue().counts(), queue().courier.outcomes
+
     return Starlette(
         routes=[
-            *health.routes(runner, lambda: queue().problem),
+            *health.routes(runner, for_operators, counted),
             *openai.routes(runner, settings),
             *jobs.routes(queue),
             openapi.route(),

@@ -126,7 +126,7 @@ def triton(facts: Facts) -> Check:
         return Check("triton", "fail", "dead", f"It can't make a kernel: {tried.problem}.", "Install gcc and Python's headers.")
     if tried.value:
         return Check("triton", "ok", tried.value, "Kernels can be made.")
-    return Check("triton", "ok", "not tried", "There is no GPU to run a kernel on, and the CPU needs none.")
+    return Check("triton", "ok", "not tried", "There is no GPU that could run a kernel; the CPU needs none.")
 
 
 def keys(facts: Facts) -> Check:
@@ -145,7 +145,7 @@ def keys(facts: Facts) -> Check:
         reason = "ZOPILOT_GPU_ALLOW_ANONYMOUS=true: anybody who reaches the port uses the model."
         return Check("keys", "warn", "none", reason, "Set ZOPILOT_GPU_API_KEY, unless nobody else reaches it.")
     if found.num_short:
-        return Check("keys", "warn", value, f"{found.num_short} have fewer than 16 characters.", "Use long random ones.")
+        return Check("keys", "warn", value, f"Shorter than 16 characters: {found.num_short}.", "Use long random ones.")
     return Check("keys", "ok", value, "Callers need one.")
 
 
@@ -168,6 +168,16 @@ def port(facts: Facts) -> Check | None:
     if state == "taken":
         return Check("port", "warn", f"{number}", "Something listens there.", "If it is not this service, set another PORT.")
     return Check("port", "ok", f"{number}", "It is free.")
+
+
+def start(facts: Facts) -> Check | None:
+    """What came of the start, in a service."""
+    state = facts.started
+    if state is None:
+        return None
+    if state.problem:
+        return Check("start", "fail", "not ready", state.problem, "Mend it and restart: until then /readyz and /ping say 503.")
+    return Check("start", "ok", f"{state.load_s} s", f"The model answers; the backend is {state.runner}: {state.why}.")
 
 
 def clock(facts: Facts) -> Check:
@@ -194,6 +204,7 @@ CHECKS = (
     Entry("keys", "API keys are set (how many; never which).", keys),
     Entry("token", "The hub's token is set, where a download needs one (never shown).", token),
     Entry("port", "The port is free, and may be listened on.", port),
+    Entry("start", "In a service: the model answers, or why not.", start),
     Entry("clock", "The clock is not before this code was written.", clock, build=True),
 )
 

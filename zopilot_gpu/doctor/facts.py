@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from runners.background import LEAST_PACKED_BYTES
+from runners.base import RunnerState
 from runners.device import Device, choose_device
 from runners.machine import Machine, look
 from zopilot_gpu.api.keys import KeysError, read_file
@@ -85,6 +86,7 @@ class Facts:
     speed: Speed | None = None
     keys: Keys = Keys(0)
     port: str | None = None
+    started: RunnerState | None = None
 
     @property
     def is_demo(self) -> bool:
@@ -92,13 +94,21 @@ class Facts:
         return self.settings.model == DEMO_MODEL
 
 
-def gather(settings: Settings, depth: Depth, *, machine: Machine | None = None, keys_problem: str | None = None) -> Facts:
+def gather(
+    settings: Settings,
+    depth: Depth,
+    *,
+    machine: Machine | None = None,
+    started: RunnerState | None = None,
+    keys_problem: str | None = None,
+) -> Facts:
     """The facts of this machine.
 
     Args:
         settings: what is meant to be served.
         depth: see the module.
         machine: as it was before a model was loaded; looked at now where it is None.
+        started: what came of the start, in a service.
         keys_problem: what is wrong with the keys in the environment, of which `settings` can't tell.
     """
     if machine is None:
@@ -124,6 +134,7 @@ def gather(settings: Settings, depth: Depth, *, machine: Machine | None = None, 
         speed=probes.read_speed(_largest(measured.directory)) if measured else None,
         keys=Keys(0) if depth == "build" else _keys(settings, keys_problem),
         port=probes.port_state(settings.port) if depth == "all" and settings.face == "http" else None,
+        started=started,
     )
 
 

@@ -1,7 +1,16 @@
-"""One step of many sequences: schedule, run, postprocess. Knows the model and the pools; runs on a thread it does not own.
+"""Steps of many sequences: schedule, launch, collect. Knows the model and the pools; runs on a thread it does not own.
 
-schedule ──▶ run: masks (on their own thread) ┐
-                  logits (on the device)  ────┴──▶ sample ──▶ postprocess: append, move the grammars on, finish
+schedule ──▶ launch: masks (on their own thread) ┐
+                     logits (on the device)  ────┴──▶ draw ──▶ collect: read, append, move the grammars on, finish
+
+On a GPU the next step is launched before the tokens of this one are read:
+
+    host      launch 1  launch 2  collect 1  launch 3  collect 2 ...
+    device         [ step 1       ][ step 2       ][ step 3 ...
+
+A step that is launched ahead takes its tokens from where they were drawn (`seats`); the host counts on them (`num_pending`) and
+knows no value. A sequence that turns out to have ended has one row in it that is nobody's. No step goes ahead of a token whose
+value is needed to draw the next (a grammar, a penalty by count), and none that has part of a prompt.
 """
 
 from collections.abc import Sequence as Rows
@@ -12,11 +21,12 @@ from typing import Literal
 import torch
 
 from zopilot_gpu import log
-from zopilot_gpu.engine import sampler
+from zopilot_gpu.engine import graphs, inputs, sampler
 from zopilot_gpu.engine.grammar import GrammarError, Mask, Masks, forbid, open_masks
-from zopilot_gpu.engine.kv_cache import BLOCK_SIZE
 from zopilot_gpu.engine.scheduler import Scheduled, Scheduler
+from zopilot_gpu.engine.seats import Seats
 from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.engine.transfer import Readback, host_memory, upload
 from zopilot_gpu.events import Score
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
@@ -38,50 +48,193 @@ class Drawn:
     scores: list[Score] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A step on its way: who draws in it, and what comes back."""
+
+    drawing: list[Sequence]
+    drawn: Readback
+
+
 class Engine:
     """A model, its KV pools and the sequences in them.
 
     Args:
         model: computes logits.
-        pools: one a layer, as many blocks as the scheduler's pool.
+        pools: one a layer, of one block more than the scheduler's pool has: see `kv_cache.make_pools`.
         scheduler: decides what runs.
+        steps_ahead: whether a step is launched before the one before it is read; None is on a GPU only. A CPU has computed a
+            step when it is launched, so that going ahead would only hold up the answer.
+        max_context: most tokens of a sequence, for which steps of decodes are made; None is the model's.
+        decode: how steps of decodes run: as `graphs`, as their `twins`, which are the same steps launched piece by piece, or
+            `plain`ly, without being filled up. None is graphs where the model's kernels can be captured, else plainly.
     """
 
-    def __init__(self, model: Mixtral, pools: Rows[torch.Tensor], scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        model: Mixtral,
+        pools: Rows[torch.Tensor],
+        scheduler: Scheduler,
+        *,
+        steps_ahead: bool | None = None,
+        max_context: int | None = None,
+        decode: Literal["graphs", "twins", "plain"] | None = None,
+    ) -> None:
         self._model = model
         self._pools = pools
         self.scheduler = scheduler
         self.num_steps = 0
         self._masks = Masks()
         self._device = model.device
+        self._steps_ahead = self._device.type == "cuda" if steps_ahead is None else steps_ahead
+        self._launched: _Launched | None = None
+        self._scheduled: list[Scheduled] = []
+        self._padding_block = pools[0].shape[1] - 1
+        self._seats = Seats(scheduler.max_running, model.config.vocab_size, self._device)
+        if decode is None:
+            decode = "graphs" if model.parts.can_be_captured and self._device.type == "cuda" else "plain"
+        self._forms: graphs.Forms | None = None
+        width = scheduler.pool.num_blocks
+        if decode != "plain":
+            capture = graphs.twin if decode == "twins" else graphs.capture_graphs(self._device)
+            most = scheduler.pool.blocks_for(max_context or model.config.max_position)
+            self._forms = graphs.Forms(model, pools, self._seats, scheduler.max_running, most, capture)
+            width = max(width, self._forms.widths[-1])
+        self._tables = inputs.Tables(scheduler.max_running, width)
 
+    def claim_device(self) -> None:
+        """Makes the engine's GPU that of the calling thread: kernels are launched on the thread's."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    @torch.inference_mode()
     def step(self) -> list[Drawn]:
-        """Runs the next step; nothing when there is nothing to run. A sequence that ended is out of the scheduler already."""
-        step = self.scheduler.schedule()
-        if not step:
-            return []
-        drawing = [item.sequence for item in step if item.completes]
-        rows = self._run(step, drawing)
-        self.num_steps += 1
-        self.scheduler.advance(step)
-        return [self._postprocess(sequence, row) for sequence, row in zip(drawing, rows, strict=True)]
+        """Brings the oldest step that is launched to its end, launching it first if none is, and the next one where it can.
 
-    def _run(self, step: list[Scheduled], drawing: list[Sequence]) -> list[list[float]]:
-        """The next token of each sequence in `drawing`, -1 where the logits were no numbers; then its score, if any has one."""
-        masks = self._start_masks(drawing)
-        logits = self._model.forward(self._batch(step), self._pools)  # [R, V]
-        if not drawing:
+        Gives what was drawn; nothing when there is nothing to run, or when a step drew nothing. A sequence that ended is out of
+        the scheduler already.
+        """
+        oldest = self._launched or self._launch()
+        if oldest is None:
             return []
-        healthy = logits.isfinite().any(dim=-1) & ~logits.isnan().any(dim=-1)
+        self._launched = None
+        if self._steps_ahead and not any(one.waits_for_its_tokens and not one.ended for one in oldest.drawing):
+            self._scheduled = self.scheduler.schedule()
+            # A prompt is launched piece by piece and in part waited for, so long that what is drawn should be told before.
+            if all(item.num_tokens == 1 for item in self._scheduled):
+                self._launched = self._launch()
+        return self._collect(oldest)
+
+    def rest(self) -> bool:
+        """While nothing is to be done: forgets a step that is nobody's and captures a form; False where none is missing."""
+        if self._launched and all(one.ended for one in self._launched.drawing):
+            self._launched = None
+        return self._forms is not None and self._forms.capture_next()
+
+    def reset(self) -> None:
+        """Drops every sequence, all that is cached and what is launched, after the device has done it.
+
+        Raises:
+            RuntimeError: from torch, where the device is lost.
+        """
+        self._launched, self._scheduled = None, []
+        self.scheduler.reset()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def _launch(self) -> _Launched | None:
+        """Sets a step going, the one that is scheduled, or schedules one; None where nothing can run."""
+        step = [item for item in self._scheduled if not item.sequence.ended] or self.scheduler.schedule()
+        self._scheduled = []
+        if not step:
+            return None
+        drawing = [item.sequence for item in step if item.completes]
+        masks = self._start_masks(drawing)
+        logits, views = self._forward(step, drawing)
+        drawn = self._draw(drawing, logits, views, masks)
+        self.scheduler.advance(step)
+        for sequence in drawing:
+            sequence.num_pending += 1
+        self.num_steps += 1
+        return _Launched(drawing, Readback(drawn))
+
+    def _collect(self, launched: _Launched) -> list[Drawn]:
+        """What a step drew for those who are still there."""
+        rows = launched.drawn.rows()
+        drawn = []
+        for sequence, row in zip(launched.drawing, rows, strict=True):
+            sequence.num_pending -= 1
+            if not sequence.ended:
+                drawn.append(self._postprocess(sequence, row))
+        return drawn
+
+    def _forward(self, step: list[Scheduled], drawing: list[Sequence]) -> tuple[torch.Tensor, inputs.Views]:
+        """Logits [R, V] of the rows that draw, and the step's numbers on the device."""
+        tables = self._tables.update(step)
+        num_blocks = max(len(item.sequence.block_ids) for item in step)
+        if self._forms and len(drawing) == len(step) and all(item.num_tokens == 1 for item in step):
+            form = self._forms.find(len(step), num_blocks)
+            if form:
+                host = host_memory(form.memory.numel(), self._device)
+                views = inputs.on_host(host, form.sizes)
+                _, contexts = inputs.write(views, step, tables)
+                inputs.pad_rows(views, len(step), self._padding_block)
+                inputs.write_drawing(views, drawing)
+                form.contexts = contexts + contexts[:1] * (form.sizes.num_sequences - len(step))
+                form.memory.copy_(host, non_blocking=True)
+                form.replay()
+                return form.logits[: len(step)], form.views
+        return self._forward_plainly(step, drawing, tables, num_blocks)
+
+    def _forward_plainly(
+        self, step: list[Scheduled], drawing: list[Sequence], tables: list[inputs.Row], num_blocks: int
+    ) -> tuple[torch.Tensor, inputs.Views]:
+        """See `_forward`: any step. Beside forms it is filled up to one of few sizes, for which kernels are compiled."""
+        num_tokens = sum(item.num_tokens for item in step)
+        num_padding = 0
+        if self._forms:
+            num_padding = graphs.padded(num_tokens) - num_tokens
+            num_blocks = self._forms.width(num_blocks)
+        sizes = inputs.Sizes(num_tokens + num_padding, len(step) + num_padding, num_blocks, len(drawing))
+        host = host_memory(inputs.num_bytes(sizes), self._device)
+        views = inputs.on_host(host, sizes)
+        starts, contexts = inputs.write(views, step, tables)
+        inputs.write_padding(views, num_tokens, len(step), self._padding_block)
+        inputs.write_drawing(views, drawing)
+        starts += range(num_tokens + 1, num_tokens + num_padding + 1)
+        contexts += [1] * num_padding
+        views = inputs.on_device(host.to(self._device, non_blocking=True), sizes)
+        token_ids = self._seats.feed(views.token_ids, views.feeds)
+        batch = Batch(token_ids, views.positions, views.slots, starts, contexts, views.tables, views.logit_rows)
+        return self._model.forward(batch, self._pools), views
+
+    def _draw(
+        self, drawing: list[Sequence], logits: torch.Tensor, views: inputs.Views, masks: "Future[Mask] | None"
+    ) -> torch.Tensor:
+        """[R, 1] the next tokens, -1 where the logits were no numbers; or [R, 2 ...] with their scores, where any has one."""
+        if not drawing:
+            return torch.empty(0, 1, device=self._device)
+        homes = views.homes[: len(drawing)]
+        healthy = logits.amax(dim=-1).isfinite()
         if masks is not None:
-            logits = sampler.mask(logits, torch.from_numpy(masks.result()).to(self._device))
-        tokens = sampler.sample(logits, sampler.rows(drawing, logits.shape[1], self._device))
-        drawn = torch.where(healthy, tokens, -1).unsqueeze(1)
+            logits = sampler.mask(logits, upload(masks.result(), self._device))
+        num_many = sum(sampler.draws_from_many(one.sampling) for one in drawing)
+        added = sampler.additions(drawing)
+        rows = sampler.Rows(
+            parameters=views.parameters[:, : len(drawing)],
+            any_few=any(sampler.draws_from_few(one.sampling) for one in drawing),
+            many=views.many[:num_many] if num_many else None,
+            seen=self._seats.seen(drawing, homes),
+            added=added and (upload(added[0], self._device), upload(added[1], self._device)),
+        )
+        tokens = sampler.sample(logits, rows)
+        self._seats.take(drawing, homes, tokens)
+        # NOTE: masked_fill, not where: that copies its number from the host and waits.
+        drawn = tokens.masked_fill(~healthy, -1).unsqueeze(1)
         asked = [one.sampling.num_logprobs for one in drawing if one.sampling.num_logprobs is not None]
         if asked:
             drawn = torch.cat([drawn.double(), sampler.score(logits, tokens, max(asked))], dim=1)
-        rows: list[list[float]] = drawn.tolist()  # the step's one copy back
-        return rows
+        return drawn
 
     def _start_masks(self, drawing: list[Sequence]) -> "Future[Mask] | None":
         """Masks of the rows to come, where any of them has one."""
@@ -93,35 +246,6 @@ class Engine:
                 forbid(masks, row, one.stop_ids)
         return self._masks.start(masks, [(row, one.grammar) for row, one in enumerate(drawing) if one.grammar])
 
-    def _batch(self, step: list[Scheduled]) -> Batch:
-        token_ids, positions, slots = list[int](), list[int](), list[int]()
-        starts, contexts, last = [0], list[int](), list[int]()
-        for item in step:
-            sequence, begin = item.sequence, item.sequence.num_computed
-            places = range(begin, begin + item.num_tokens)
-            known, num_prompt = sequence.prompt_ids, len(sequence.prompt_ids)
-            token_ids += [known[p] if p < num_prompt else sequence.output_ids[p - num_prompt] for p in places]
-            positions += places
-            slots += [sequence.block_ids[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in places]
-            starts.append(len(token_ids))
-            contexts.append(places.stop)
-            if item.completes:
-                last.append(len(token_ids) - 1)
-        longest = max(len(item.sequence.block_ids) for item in step)
-        tables = [item.sequence.block_ids + [0] * (longest - len(item.sequence.block_ids)) for item in step]
-        return Batch(
-            self._tensor(token_ids),
-            self._tensor(positions),
-            self._tensor(slots),
-            starts,
-            contexts,
-            self._tensor(tables),
-            self._tensor(last),
-        )
-
-    def _tensor(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
-
     def _postprocess(self, sequence: Sequence, row: list[float]) -> Drawn:
         token = int(row[0])
         try:
@@ -131,6 +255,7 @@ class Engine:
             tokens = []
         sequence.output_ids += tokens
         finish = _finish(sequence, tokens)
+        self.scheduler.seal(sequence)
         if finish:
             self.scheduler.remove(sequence)
         return Drawn(sequence, tokens, finish, _scores(sequence, tokens, row[1:]))

@@ -7,7 +7,6 @@ import torch
 from zopilot_gpu.model.config import MixtralConfig
 
 BLOCK_SIZE = 16
-_SHARE_OF_FREE_MEMORY = 0.9
 _MOST_BYTES_ON_CPU = 256 * 1024**2
 
 
@@ -25,19 +24,26 @@ class PoolSize:
 
 
 def pool_size(
-    config: MixtralConfig, dtype: torch.dtype, device: torch.device, *, max_tokens: int, work_bytes: int = 0
+    config: MixtralConfig, dtype: torch.dtype, device: torch.device, *, max_tokens: int, reserved_bytes: int = 1536 * 1024**2
 ) -> PoolSize:
-    """The largest pool that the device's free memory allows, up to `max_tokens`; `work_bytes` of a GPU's are left for steps.
+    """The largest pool that the device's free memory allows, up to `max_tokens`.
+
+    Args:
+        config: the model's sizes.
+        dtype: of keys and values.
+        device: where the pool will be.
+        max_tokens: no more are wanted.
+        reserved_bytes: what steps, graphs and the driver need on a GPU beside weights and pool; best measured
+            (`warmup.warm_up`).
 
     Raises:
         ValueError: not even one sequence of the model's whole context would fit.
     """
     per_block = BLOCK_SIZE * config.kv_bytes_per_token(dtype.itemsize)
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what loading has left to the allocator counts as used
         free, _ = torch.cuda.mem_get_info(device)
-        room = max(0, min(int(free * _SHARE_OF_FREE_MEMORY), free - work_bytes))
-        what = f"{room / 1024**3:.1f} of {free / 1024**3:.1f} GiB free"
+        room = free - reserved_bytes - per_block  # the last for padding
+        what = f"{_gib(free)} free, less {_gib(reserved_bytes)} for steps and to spare"
     else:
         room, what = _MOST_BYTES_ON_CPU, f"{_MOST_BYTES_ON_CPU / 1024**2:.0f} MiB on the CPU"
     wanted = -(-max_tokens // BLOCK_SIZE)
@@ -49,6 +55,10 @@ def pool_size(
 
 
 def make_pools(config: MixtralConfig, size: PoolSize, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    """One pool a layer, [2, B, N, K, h] of `dtype`, zeroed."""
-    shape = (2, size.num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+    """One pool a layer, [2, B + 1, N, K, h], zeroed. The last block is nobody's: what only fills up a step is written there."""
+    shape = (2, size.num_blocks + 1, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
     return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 1024**3:.2f} GiB"

@@ -6,7 +6,8 @@ event loop                                thread "engine"
                                  expire ┘
 
 Whatever goes wrong in a turn ends the sequences that are in flight, each with an error in its mailbox, and the thread goes on
-with an empty engine. A turn that hangs shows: `stalled_s` grows.
+with an empty engine. A turn that hangs shows: `stalled_s` grows. After an error that the device does not get over, `fatal` says
+which, everything is refused as retryable, and nothing is tried again: only a new process can go on.
 """
 
 import asyncio
@@ -22,11 +23,13 @@ from zopilot_gpu.engine.engine import Drawn, Engine
 from zopilot_gpu.engine.grammar import unfollowable
 from zopilot_gpu.engine.scheduler import TooLong
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
+from zopilot_gpu.errors import DeadlineExceeded, EngineFailed, InternalError, OutOfMemory, ServiceError, ShuttingDown
 
 _log = log.get(__name__)
 _IDLE_S = 0.5  # the longest time between two heartbeats while nothing runs
 _RETRY_S = 5
+_NEWLINE = "\n"  # after it come torch's hints
+_SIGNS_OF_A_LOST_DEVICE = ("CUDA error", "cudaError", "CUBLAS_STATUS_EXECUTION_FAILED", "Triton Error [CUDA]")
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +53,7 @@ class EngineLoop:
         self._heartbeat_s = time.monotonic()
         self.num_aborts = 0
         self.num_failures = 0
+        self.fatal: str | None = None  # why this process can compute no more; for whom it is to end and start anew
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -68,6 +72,11 @@ class EngineLoop:
         """Ends a sequence before the next step but one; nothing more arrives. For one that has ended it does nothing."""
         self._send("remove", mailbox)
 
+    def abandon(self, error: ServiceError) -> None:
+        """Puts `error` into every mailbox from the event loop, because the thread hangs or has given up."""
+        arriving = [mailbox for what, mailbox in list(self._inbox) if what == "add"]
+        _put([(mailbox, error) for mailbox in [*list(self._mail.values()), *arriving]])
+
     async def close(self) -> None:
         """Ends the thread after the step in progress; what is left fails as `ShuttingDown`."""
         self._closing = True
@@ -81,6 +90,7 @@ class EngineLoop:
     # The rest runs on the thread.
 
     def _run(self) -> None:
+        self._engine.claim_device()
         while not self._closing:
             self._heartbeat_s = time.monotonic()
             try:
@@ -93,12 +103,19 @@ class EngineLoop:
     def _turn(self) -> None:
         self._take_inbox()
         self._expire()
-        if self._mail:
+        if self.fatal:
+            self._fail(list(self._mail.values()), EngineFailed(retry_after_s=_RETRY_S))
+            self._wait()
+        elif self._mail:
             self._step()
         else:
             self._engine.scheduler.check()
-            self._work.wait(_IDLE_S)
-            self._work.clear()
+            if not self._engine.rest():
+                self._wait()
+
+    def _wait(self) -> None:
+        self._work.wait(_IDLE_S)
+        self._work.clear()
 
     def _take_inbox(self) -> None:
         while self._inbox:
@@ -130,9 +147,19 @@ class EngineLoop:
         _log.error("step_failed", exc_info=error, num_in_flight=len(self._mail))
         self.num_failures += 1
         left, self._mail = list(self._mail.values()), {}
-        self._engine.scheduler.reset()
-        answer = OutOfMemory(retry_after_s=_RETRY_S) if isinstance(error, OutOfMemoryError) else InternalError()
-        self._deliver([(mailbox, answer) for mailbox in left])
+        self.fatal = fatal_reason(error)
+        try:
+            self._engine.reset()
+        except RuntimeError as lost:  # from waiting for the device
+            self.fatal = fatal_reason(lost) or f"{type(lost).__name__} while the engine was emptied"
+        if self.fatal:
+            _log.error("device_lost", reason=self.fatal)
+        self._deliver([(mailbox, self._answer(error)) for mailbox in left])
+
+    def _answer(self, error: Exception) -> ServiceError:
+        if self.fatal:
+            return EngineFailed(retry_after_s=_RETRY_S)
+        return OutOfMemory(retry_after_s=_RETRY_S) if is_out_of_memory(error) else InternalError()
 
     def _fail(self, mailboxes: list[Mailbox], error: ServiceError) -> None:
         for mailbox in mailboxes:
@@ -143,6 +170,24 @@ class EngineLoop:
     def _deliver(self, letters: list[tuple[Mailbox, Drawn | ServiceError]]) -> None:
         if letters and not self._event_loop.is_closed():
             self._event_loop.call_soon_threadsafe(_put, letters)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had too little memory, as torch says it or as CUDA does."""
+    return isinstance(error, OutOfMemoryError) or (isinstance(error, RuntimeError) and "out of memory" in str(error))
+
+
+def fatal_reason(error: Exception) -> str | None:
+    """One line on an error after which every call of this process to its GPU fails; None for any other.
+
+    An illegal access or a failed assertion stays with the process; too little memory does not. What CUDA says of it comes
+    through torch (`AcceleratorError` from 2.8 on, before that a RuntimeError), cuBLAS or Triton.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return None
+    known = type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _SIGNS_OF_A_LOST_DEVICE)
+    return f"{type(error).__name__}: {text.partition(_NEWLINE)[0][:200]}" if known else None
 
 
 def _failure(sequence: Sequence) -> ServiceError:

@@ -56,8 +56,9 @@ class Scheduler:
         self.num_prefix_hits = 0
         self.num_preemptions = 0
         self._max_step_tokens = max_step_tokens
-        self._max_running = max_running
+        self.max_running = max_running
         self._step_base_tokens = step_base_tokens
+        self._seats = list(range(max_running))
         self._turn = 0
         self._steps_left: dict[bytes, int] = {}  # for which an owner still counts as being at work
 
@@ -89,19 +90,28 @@ class Scheduler:
         return step
 
     def advance(self, step: list[Scheduled]) -> None:
-        """Records that a step's tokens are in the pool. Call before new tokens are appended."""
+        """Records that a step is launched: its tokens are in the pool for every step after it."""
         for item in step:
-            sequence = item.sequence
-            size, num_sealed = self.pool.block_size, sequence.num_computed // self.pool.block_size
-            sequence.num_computed += item.num_tokens
-            num_full = sequence.num_computed // size
-            if num_full > num_sealed:
-                sequence.chunks = chunks_of(sequence.token_ids, size, sequence.salt, sequence.chunks)
-                for index in range(num_sealed, num_full):
-                    self.pool.seal(sequence.block_ids[index], sequence.chunks[index])
+            item.sequence.num_computed += item.num_tokens
+            self.seal(item.sequence)
+
+    def seal(self, sequence: Sequence) -> None:
+        """Makes the full blocks shareable whose tokens are computed and known. Call when tokens became either."""
+        size = self.pool.block_size
+        num_full = min(sequence.num_computed, sequence.num_known) // size
+        if num_full > sequence.num_sealed:
+            sequence.chunks = chunks_of(sequence.token_ids, size, sequence.salt, sequence.chunks)
+            for index in range(sequence.num_sealed, num_full):
+                self.pool.seal(sequence.block_ids[index], sequence.chunks[index])
+            sequence.num_sealed = num_full
 
     def remove(self, sequence: Sequence) -> None:
-        """Ends a sequence, wherever it is; its blocks are free or cached at once. A second call does nothing."""
+        """Ends a sequence, wherever it is; its blocks are free or cached at once. A second call does nothing.
+
+        A launched step may still write into them. Steps run in the order of their launch, and only a later one can have been
+        given the blocks: its writes come after.
+        """
+        sequence.ended = True
         if sequence in self.running:
             self.running.remove(sequence)
             self._release(sequence)
@@ -116,6 +126,7 @@ class Scheduler:
         """Drops every sequence and all that is cached: what is left to do when the map of blocks is not to be trusted."""
         self.waiting.clear()
         self.running.clear()
+        self._seats = list(range(self.max_running))
         self.pool.reset()
 
     def _take(self, step: list[Scheduled], shares: dict[bytes, int], item: Scheduled) -> int:
@@ -145,10 +156,10 @@ class Scheduler:
         running = Counter(sequence.salt for sequence in self.running)
         owner, sequence = self.waiting.head(lambda one: running[one] if shares.get(one, 1) else float("inf"))
         budget = min(budget, shares.get(owner, budget))
-        if not budget:
+        if not budget or sequence.num_pending:  # preempted a moment ago: all its tokens are known after this step
             return None
-        if len(self.running) >= self._max_running:
-            most = max(1, self._max_running // len(self._owners()))
+        if len(self.running) >= self.max_running:
+            most = max(1, self.max_running // len(self._owners()))
             victim = self._above(running, most)
             if victim is None or running[owner] >= most:
                 return None
@@ -168,7 +179,8 @@ class Scheduler:
             return None
         self.waiting.pop(sequence.salt)
         self.running.append(sequence)
-        sequence.num_computed = len(shared) * size
+        sequence.seat = self._seats.pop()
+        sequence.num_computed, sequence.num_sealed = len(shared) * size, len(shared)
         if not sequence.num_preemptions:
             sequence.num_cached = sequence.num_computed
             self.num_prefix_hits += bool(shared)
@@ -224,12 +236,14 @@ class Scheduler:
 
     def _release(self, sequence: Sequence) -> None:
         self.pool.free(sequence.block_ids)
+        self._seats.append(sequence.seat)
         sequence.block_ids = []
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_sealed = sequence.num_tabled = sequence.num_noted = 0
+        sequence.seat = -1
 
 
 def _num_missing(sequence: Sequence) -> int:
-    return sequence.num_tokens - sequence.num_computed
+    return sequence.num_missing
 
 
 def _turn(sequence: Sequence) -> int:

@@ -22,8 +22,11 @@ class Batch:
     slots: torch.Tensor  # [T] int64
     query_starts: list[int]  # S + 1, ascending, from 0 to T
     context_lens: list[int]  # S
-    block_tables: torch.Tensor  # [S, most blocks of a sequence] int64; what is beyond a sequence's own is never read
+    block_tables: torch.Tensor  # [S, most blocks of a sequence] int; what is beyond a sequence's own is never read
     logit_rows: torch.Tensor  # [R] int64, the tokens whose successors are asked for
+    # [S, 4] int32 where every sequence has one token: its sequence, its row, 1, its position. Then all that kernels need is on
+    # the device, and a CUDA graph can hold the step: the lists above are for those who compute on the host.
+    runs: torch.Tensor | None = None
 
     @property
     def num_sequences(self) -> int:

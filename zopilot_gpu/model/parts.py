@@ -14,7 +14,13 @@ from zopilot_gpu.model.batch import Batch
 
 
 class Parts(Protocol):
-    """The parts of a forward pass that have no weights of their own."""
+    """The parts of a forward pass that have no weights of their own.
+
+    Attributes:
+        can_be_captured: whether a step of `Batch.runs` is work on the device alone, which a CUDA graph can hold.
+    """
+
+    can_be_captured: bool
 
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> Any:
         """What all layers of a step need to know: `rotary` is [positions, 2, h], `pool` any layer's."""
@@ -57,6 +63,8 @@ class PlainPlan:
 
 class PlainParts:
     """Implements `Parts`. Norms and angles are computed in float32 and rounded where transformers' Mixtral rounds."""
+
+    can_be_captured = False
 
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> PlainPlan:
         """See `Parts`."""

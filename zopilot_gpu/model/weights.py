@@ -118,7 +118,9 @@ def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequ
     shape_of = shapes(config)
 
     def plain(name: str) -> torch.Tensor:
-        return source.plain(name, shape_of[name]).to(dtype)
+        # NOTE: of a layer a copy. A packed layer is one piece of memory, and a norm that is a view of it would keep all of it
+        # beside the tiles that its weights have become: twice the model.
+        return source.plain(name, shape_of[name]).to(dtype, copy=name.startswith("layers."))
 
     make = _by_kernels(config, thrift) if not dequantise and choose_kernels(config, dtype, source.device)[0] else None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from zopilot_gpu import log
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.store import files
+from zopilot_gpu.store.build import remedy
 
 _log = log.get(__name__)
 _WANTED = ["*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "special_*"]
@@ -33,6 +34,10 @@ def fetch(model: str, revision: str | None, cache: Path, token: str | None, prog
 
     _log.info("download_started", model=model, cache=str(cache))
     try:
+        files.make_directory(cache, parents=True)  # before the hub is asked: what can't be written needs no network to say so
+    except OSError as error:
+        raise ModelUnavailable(detail=f"{model} can't be downloaded: {remedy(error, cache)}.") from error
+    try:
         total = _size(model, revision, token)
         blobs = cache / f"models--{model.replace('/', '--')}" / "blobs"
         _check_space(model, total - _there(blobs), cache)
@@ -41,16 +46,16 @@ def fetch(model: str, revision: str | None, cache: Path, token: str | None, prog
                 model, revision=revision, cache_dir=cache, token=token, allow_patterns=_WANTED, ignore_patterns=_NEVER
             )
     except GatedRepoError:
-        remedy = f"{model} is gated: accept its terms on the hub and set HF_TOKEN to a token of that account."
-        raise ModelUnavailable(detail=remedy) from None
+        problem = f"{model} is gated: accept its terms on the hub and set HF_TOKEN to a token of that account."
+        raise ModelUnavailable(detail=problem) from None
     except RepositoryNotFoundError:
-        remedy = f"The hub knows no {model}, or HF_TOKEN may not see it."
-        raise ModelUnavailable(detail=remedy) from None
+        problem = f"The hub knows no {model}, or HF_TOKEN may not see it."
+        raise ModelUnavailable(detail=problem) from None
     except HFValidationError:
         raise ModelUnavailable(detail=f"{model} is neither a directory nor of the form ORG/NAME.") from None
     except (HfHubHTTPError, OSError) as error:
-        remedy = f"{model} could not be downloaded ({type(error).__name__}): check the network and the space below {cache}."
-        raise ModelUnavailable(detail=remedy) from error
+        problem = f"{model} could not be downloaded ({type(error).__name__}): check the network and the space below {cache}."
+        raise ModelUnavailable(detail=problem) from error
     _log.info("download_done", model=model)
     return Path(directory)
 
@@ -69,7 +74,6 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 
 def _check_space(model: str, needed: int, cache: Path) -> None:
-    files.make_directory(cache, parents=True)
     free = files.free_bytes(cache)
     if needed > free:
         sizes = f"{needed / 1e9:.1f} GB are missing of it and {free / 1e9:.1f} GB are free"

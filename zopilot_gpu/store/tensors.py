@@ -60,7 +60,8 @@ def read_contents(path: Path) -> Contents:
             files.close(fd)
         return Contents(path, size, _entries(json.loads(header), begin, size))
     except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ModelUnavailable(detail=f"{path} is no sound safetensors file: {error}.") from error
+        todo = "Look at the volume." if isinstance(error, OSError) else "Fetch it anew."
+        raise ModelUnavailable(detail=f"{path} is no sound safetensors file: {error}. {todo}") from error
 
 
 def _entries(header: dict[str, dict[str, Any]], begin: int, size: int) -> tuple[Entry, ...]:

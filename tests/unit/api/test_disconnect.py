@@ -51,7 +51,7 @@ async def test_a_handler_is_cancelled_when_its_client_leaves(raw: Any, connectio
             await asyncio.sleep(0.01)
             steps.append("tidied up")
 
-    sent = await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 5)
+    sent = await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 60)
     assert steps == ["started", "tidied up"]
     assert sent.messages == []
 
@@ -65,7 +65,7 @@ async def test_a_stream_is_cancelled_between_two_pieces(raw: Any, connection: Co
                 connection.leave()
             await asyncio.sleep(0.001)
 
-    sent = await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 5)
+    sent = await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 60)
     assert 3 <= len(sent.body) < 10
 
 
@@ -78,7 +78,7 @@ async def test_a_response_is_complete_when_the_client_stays(raw: Any, connection
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
         await send({"type": "http.response.body", "body": b"end"})
 
-    sent = await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 5)
+    sent = await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 60)
     assert sent.body == b"x" * 20 + b"end"
 
 
@@ -91,7 +91,7 @@ async def test_a_handler_that_listens_is_never_given_the_body_twice(raw: Any, co
         heard.append(await receive())
         await asyncio.sleep(60)
 
-    await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 5)
+    await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 60)
     assert heard in ([BODY], [BODY, GONE])  # cancelled where it listens, or just after
 
 
@@ -100,7 +100,7 @@ async def test_an_error_of_the_handler_passes(raw: Any, connection: Connection) 
         raise LookupError("of the handler")
 
     with pytest.raises(LookupError, match="of the handler"):
-        await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 5)
+        await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 60)
 
 
 async def test_an_error_while_tidying_up_passes(raw: Any, connection: Connection) -> None:
@@ -112,24 +112,25 @@ async def test_an_error_while_tidying_up_passes(raw: Any, connection: Connection
             raise LookupError("while tidying up") from None
 
     with pytest.raises(LookupError, match="while tidying up"):
-        await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 5)
+        await asyncio.wait_for(raw(Disconnect(handler), connection.receive), 60)
 
 
 async def test_a_cancelled_exchange_cancels_its_handler(raw: Any, connection: Connection) -> None:
-    ended = asyncio.Event()
+    began, ended = asyncio.Event(), asyncio.Event()
 
     async def handler(scope: Scope, receive: Receive, send: Send) -> None:
+        began.set()
         try:
             await asyncio.sleep(60)
         finally:
             ended.set()
 
     exchange = asyncio.create_task(raw(Disconnect(handler), connection.receive))
-    await asyncio.sleep(0.01)
+    await asyncio.wait_for(began.wait(), 60)
     exchange.cancel()
     with pytest.raises(asyncio.CancelledError):
         await exchange
-    await asyncio.wait_for(ended.wait(), 1)
+    await asyncio.wait_for(ended.wait(), 60)
 
 
 async def test_what_is_not_http_passes() -> None:

@@ -196,4 +196,4 @@ def test_random_mixes_finish_in_full_and_leak_nothing(seed: int) -> None:
 
 def test_the_scheduler_needs_no_torch() -> None:
     program = "import sys, zopilot_gpu.engine.scheduler; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0

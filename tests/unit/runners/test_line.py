@@ -18,7 +18,7 @@ SEEDS = range(5)
 
 
 def soon() -> float:
-    return time.monotonic() + 10
+    return time.monotonic() + 120
 
 
 async def turns(number: int = 5) -> None:
@@ -148,7 +148,7 @@ async def test_a_waiter_cancelled_as_its_turn_comes_passes_it_on() -> None:
     await turns()
     line.release()  # the first is told, and has not run yet
     first.cancel()
-    await asyncio.wait_for(second, 1)
+    await asyncio.wait_for(second, 60)
     assert first.cancelled()
     assert counts(line) == (1, 0)
     line.release()
@@ -165,7 +165,7 @@ async def test_cancellation_and_deadlines_at_any_moment_never_lose_the_slot(seed
 
     async def take() -> None:
         try:
-            await line.acquire(time.monotonic() + draw.choice([0.0, 0.0005, 0.002, 10, 10]))
+            await line.acquire(time.monotonic() + draw.choice([0.0, 0.0005, 0.002, 120, 120]))
         except (DeadlineExceeded, Overloaded, asyncio.CancelledError) as end:
             note(type(end).__name__)
             return
@@ -188,11 +188,11 @@ async def test_cancellation_and_deadlines_at_any_moment_never_lose_the_slot(seed
         if draw.random() < 0.4:
             draw.choice(tasks[-8:]).cancel()
         await asyncio.sleep(draw.choice([0, 0, 0, 0.0005]))
-    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 120)
     assert [task.exception() for task in tasks if not task.cancelled() and task.exception()] == []
     assert {"served", "CancelledError", "DeadlineExceeded", "Overloaded"} <= set(outcomes), outcomes
     assert counts(line) == (0, 0)
-    await asyncio.wait_for(line.acquire(soon()), 1)
+    await asyncio.wait_for(line.acquire(soon()), 60)
     line.release()
 
 

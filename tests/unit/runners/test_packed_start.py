@@ -23,7 +23,7 @@ def _pack_small_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def until(runner: BackgroundRunner, word: str) -> RunnerState:
     """The first state that says `word`."""
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 240
     while word not in f"{runner.state()}":
         assert time.monotonic() < deadline_s, runner.state()
         assert runner.state().phase != "failed", runner.state()
@@ -36,7 +36,7 @@ async def started(tiny_mixtral: Path, volume: Path, **changed: Any) -> tuple[Bac
     settings = Settings(allow_anonymous=True, model=str(tiny_mixtral), volume=volume, device="cpu", **changed)
     runner = BackgroundRunner(settings)
     state = await until(runner, "phase='ready'")
-    job = Job("test", "Hello", None, 12, GREEDY, (), time.monotonic() + 60)
+    job = Job("test", "Hello", None, 12, GREEDY, (), time.monotonic() + 240)
     text = "".join([event.text async for event in runner.generate(job) if isinstance(event, Text)])
     return runner, state, text
 

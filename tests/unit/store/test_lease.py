@@ -20,11 +20,12 @@ def test_only_one_of_many_gets_it_and_it_is_free_afterwards(tmp_path: Path) -> N
 
 
 def test_a_holder_that_lives_keeps_it(tmp_path: Path) -> None:
-    lease = acquire(tmp_path / "lease", QUICK)
+    pace = Pace(beat_s=0.05, stale_s=2)  # a busy machine may keep the heart from beating for a while
+    lease = acquire(tmp_path / "lease", pace)
     assert lease
     with lease:
-        watch = Watch(tmp_path / "lease", QUICK)
-        until_s = time.monotonic() + 4 * QUICK.stale_s
+        watch = Watch(tmp_path / "lease", pace)
+        until_s = time.monotonic() + 1.5 * pace.stale_s
         while time.monotonic() < until_s:
             assert not watch.is_free()
             time.sleep(0.05)
@@ -37,7 +38,7 @@ def test_a_dead_holders_is_taken_away_once_it_has_been_silent(tmp_path: Path) ->
     began_s = time.monotonic()
     while not watch.is_free():
         time.sleep(0.02)
-    assert QUICK.stale_s <= time.monotonic() - began_s < 5
+    assert QUICK.stale_s <= time.monotonic() - began_s < 60
     assert acquire(tmp_path / "lease", QUICK)
 
 
@@ -65,7 +66,7 @@ def test_a_holder_learns_that_it_lost_it_and_leaves_the_new_one(tmp_path: Path) 
         second = acquire(path, QUICK)
         assert second or owner_of(path)  # the first may have been quicker to make it anew
         if second:
-            assert first.lost.wait(5)
+            assert first.lost.wait(60)
             owner = owner_of(path)
     if second:
         assert owner_of(path) == owner

@@ -9,6 +9,7 @@ from zopilot_gpu.store.ensure import Wanted, ensure
 from zopilot_gpu.store.export import export
 from zopilot_gpu.store.layout import Absmax, packed_bytes, read_config
 from zopilot_gpu.store.load import load
+from zopilot_gpu.store.manifest import check_hashes
 from zopilot_gpu.store.synthetic import config_of, make_packed
 
 
@@ -24,6 +25,23 @@ def test_a_made_up_model_is_a_packed_model_like_any_other(tmp_path: Path, absmax
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert size == packed_bytes(read_config(made.directory), absmax)
     assert not torch.equal(tensors["layers.0.w2.packed"], tensors["layers.1.w2.packed"])
+
+
+def test_one_that_was_killed_on_its_way_is_made_anew(tmp_path: Path) -> None:
+    def killed(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_packed("demo-size", tmp_path / "a", "double", killed)
+    (left,) = (tmp_path / "a" / "packed").iterdir()
+    half = max(left.iterdir())
+    half.chmod(0o644)
+    half.write_bytes(half.read_bytes()[:-1])
+    made = make_packed("demo-size", tmp_path / "a", "double")
+    assert made.manifest.files == make_packed("demo-size", tmp_path / "b", "double").manifest.files
+    check_hashes(made.directory, made.manifest, made.manifest.files)
+    assert list((tmp_path / "a" / "packed").iterdir()) == [made.directory]
 
 
 def test_its_logits_are_numbers_of_the_size_of_a_models(tmp_path: Path) -> None:

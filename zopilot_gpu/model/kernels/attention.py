@@ -18,7 +18,7 @@ RUN = 16  # tokens of a run in prefill
 SPLIT = 64  # positions of a split in decode, at least
 MOST_SPLIT = 512  # likewise at most, where so many splits do: one long context must not wait for a single program
 MOST_SPLITS = 32
-_RESIDENT = 5  # programs of a decode on a multiprocessor at once, by their registers
+_PROGRAMS = 10  # of a decode for each multiprocessor: twice as many as run at once, for tables are wider than contexts
 
 
 def attend(
@@ -59,8 +59,8 @@ def attend(
 
 
 def split_of(positions: int, programs: int, multiprocessors: int) -> int:
-    """Positions of a split: so many splits that all programs run at once, and no more, since each is summed up again."""
-    wanted = max(1, min(MOST_SPLITS, _RESIDENT * multiprocessors // programs))
+    """Positions of a split: so many splits that programs are enough for the card, and no more: each is summed up again."""
+    wanted = max(1, min(MOST_SPLITS, _PROGRAMS * multiprocessors // programs))
     split: int = min(MOST_SPLIT, triton.next_power_of_2(-(-positions // wanted)))
     least: int = triton.next_power_of_2(-(-positions // MOST_SPLITS))
     return max(SPLIT, split, least)

@@ -29,8 +29,12 @@ class Plan:
 class KernelParts:
     """Implements `zopilot_gpu.model.parts.Parts`."""
 
+    can_be_captured = True
+
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> Plan:
         """See `Parts`."""
+        if batch.runs is not None:
+            return Plan(batch.positions, batch.slots, rotary, batch.block_tables, batch.runs, None, num_heads)
         decodes, chunks = list[tuple[int, int, int, int]](), list[tuple[int, int, int, int]]()
         for sequence, ((start, end), context) in enumerate(zip(pairwise(batch.query_starts), batch.context_lens, strict=True)):
             if end - start == 1:

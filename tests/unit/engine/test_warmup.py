@@ -1,0 +1,55 @@
+"""Whatever step comes, its kernels were compiled before: the kinds that are warmed up have all that a step is compiled for."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from zopilot_gpu.engine import graphs
+from zopilot_gpu.engine.warmup import kinds
+
+MAX_ROWS, MAX_STEP_TOKENS = 128, 2048
+Class = tuple[object, ...]
+
+
+def special(count: int) -> int:
+    """Triton compiles a kernel for an argument that is 1, for multiples of 16, and for others."""
+    return 1 if count == 1 else 16 if count % 16 == 0 else 0
+
+
+def compiled_for(num_tokens: int, lengths: list[int], width: int) -> Iterator[Class]:
+    """What the kernels of a step of sequences of these lengths are compiled for."""
+    yield "experts", num_tokens if num_tokens <= 512 else "many"
+    decodes = lengths.count(1)
+    chunks = sum(-(-length // 16) for length in lengths if length > 1)
+    if decodes:
+        yield "decodes", special(decodes), width
+    if chunks:
+        yield "chunks", special(chunks), width
+
+
+@pytest.mark.parametrize("max_blocks", [8, 64, 65, 300, 2048])
+def test_no_step_meets_a_kernel_that_was_not_compiled(max_blocks: int) -> None:
+    warm = set[Class]()
+    for kind in kinds(MAX_ROWS, MAX_STEP_TOKENS, max_blocks):
+        first = kind.num_sequences - 1
+        warm |= set(compiled_for(kind.num_tokens, [1] * first + [kind.num_tokens - first], kind.width))
+    widths = graphs.table_widths(max_blocks)
+    assert widths[-1] >= max_blocks
+    dice = random.Random(max_blocks)
+    for _ in range(2000):
+        lengths = [1] * dice.choice([0, 1, 5, 16, 100]) + [dice.randint(2, 700) for _ in range(dice.randint(0, 2))]
+        if not lengths or len(lengths) > MAX_ROWS:
+            continue
+        num_tokens = graphs.padded(sum(lengths))
+        filled = lengths + [1] * (num_tokens - sum(lengths))
+        assert set(compiled_for(num_tokens, filled, dice.choice(widths))) <= warm, lengths
+    for rows in range(1, MAX_ROWS + 1):
+        form = min(size for size in (*graphs.TOKENS, MAX_ROWS) if size >= rows)
+        assert set(compiled_for(form, [1] * form, widths[-1])) <= warm
+
+
+def test_sizes_are_few_and_none_is_much_too_large() -> None:
+    assert {graphs.padded(count) for count in range(1, 513)} == set(graphs.TOKENS) - {0}
+    assert [graphs.padded(count) for count in (1, 3, 17, 129, 513, 2048)] == [1, 4, 24, 192, 513, 2048]
+    assert all(graphs.padded(count) <= count * 1.6 + 2 for count in range(1, 3000))

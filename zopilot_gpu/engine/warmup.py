@@ -1,0 +1,137 @@
+"""What is done once on a GPU before anything is served: every kernel compiled, and the memory of a step measured.
+
+Knows which sizes of steps there are; writes to the padding block alone, so it runs on any pool, even one without a block.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from zopilot_gpu.engine import graphs, sampler
+from zopilot_gpu.engine.inputs import padding_slots
+from zopilot_gpu.engine.kv_cache import PoolSize, make_pools
+from zopilot_gpu.model.batch import Batch
+from zopilot_gpu.model.mixtral import Mixtral
+
+_RUN = 16  # tokens of a prompt that attention takes as one; see `zopilot_gpu.model.kernels.attention`
+# Triton compiles anew for a count that is 1, that is a multiple of 16, and for all others.
+_COUNTS = (1, 2, 16)
+# What the driver keeps of some fifty graphs of a few hundred kernels each (256 MiB: not measured), and has for itself; and what
+# lies between tensors.
+_SPARE_BYTES = 768 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A step to warm up: its tokens, its sequences, of which all but the last have one token, and the width of its tables."""
+
+    num_tokens: int
+    num_sequences: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Bytes that a step needs beside weights and pools: any step at most, and the largest step of decodes."""
+
+    step_bytes: int
+    decode_bytes: int
+
+    def reserved(self, spare_bytes: int | None = None) -> int:
+        """What has to stay free for steps and for graphs, whose memory is apart and as large as the largest one's.
+
+        `spare_bytes` are for what no step shows; None is the usual.
+        """
+        return self.step_bytes + self.decode_bytes * 2 + (_SPARE_BYTES if spare_bytes is None else spare_bytes)
+
+
+def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_tokens: int, max_blocks: int) -> Measured:
+    """Runs a step of every kind once.
+
+    Args:
+        model: on a GPU; on a CPU nothing is measured.
+        kv_dtype: of the pools.
+        max_rows: most sequences at once.
+        max_step_tokens: most tokens of a step.
+        max_blocks: most blocks of a sequence.
+    """
+    device = model.device
+    pools = make_pools(model.config, PoolSize(0, "padding alone"), kv_dtype, device)
+    widest = graphs.table_widths(max_blocks)[-1]
+
+    def run(kind: Kind) -> None:
+        logits = model.forward(_padding(kind, max_rows, device), pools)
+        if len(logits) in (1, max_rows):
+            _draw_from(logits)
+
+    for kind in kinds(max_rows, max_step_tokens, max_blocks):
+        run(kind)
+    return Measured(
+        step_bytes=_most_bytes(lambda: run(Kind(max_step_tokens, 1, widest)), device),
+        decode_bytes=_most_bytes(lambda: run(Kind(max_rows, max_rows, widest)), device),
+    )
+
+
+def kinds(max_rows: int, max_step_tokens: int, max_blocks: int) -> Iterator[Kind]:
+    """Steps after which no other meets a kernel that is not compiled."""
+    widths = graphs.table_widths(max_blocks)
+    for width in widths:
+        yield from (Kind(count, count, width) for count in _COUNTS if count <= max_rows)
+        yield from (Kind(count * _RUN, 1, width) for count in _COUNTS if count * _RUN <= max_step_tokens)
+    sizes = {count for count in graphs.TOKENS if count <= max_step_tokens} | {max_rows}
+    yield from (Kind(count, min(count, max_rows), widths[0]) for count in sorted(sizes))
+    yield Kind(max_step_tokens, 1, widths[0])
+
+
+def _most_bytes(run: Callable[[], None], device: torch.device) -> int:
+    if device.type != "cuda":
+        run()
+        return 0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()  # the pool's size is from what is then free
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    most = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    return most
+
+
+def _padding(kind: Kind, max_rows: int, device: torch.device) -> Batch:
+    """A step of nobody's on pools of the padding block alone."""
+    num_tokens, num_sequences, width = kind.num_tokens, kind.num_sequences, kind.width
+    first = num_sequences - 1
+    lengths = [1] * first + [num_tokens - first]
+    starts = [*range(num_sequences), num_tokens]
+    positions = [0] * first + list(range(num_tokens - first))
+    rows = [start - 1 for start in starts[1:]]
+    rows += rows[-1:] * (max_rows - len(rows) if num_tokens > max_rows else 0)  # the most logits beside the most tokens
+
+    def put(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=device)
+
+    return Batch(
+        put([0] * num_tokens),
+        put(positions),
+        torch.from_numpy(padding_slots(0, num_tokens)).to(device),
+        starts,
+        lengths,
+        torch.zeros(num_sequences, width, dtype=torch.int32, device=device),
+        put(rows),
+    )
+
+
+@torch.inference_mode()
+def _draw_from(logits: torch.Tensor) -> None:
+    """In every way there is, on all rows."""
+    count, vocab_size = logits.shape
+    device = logits.device
+    everyone, zeros = torch.arange(count, device=device), torch.zeros(count, vocab_size, dtype=torch.bool, device=device)
+    one = torch.zeros(2, 1, dtype=torch.int64, device=device), torch.zeros(1, device=device)
+    how = torch.ones(sampler.NUM_PARAMETERS, count, device=device)
+    masks = torch.full((count, -(-vocab_size // 32)), -1, dtype=torch.int32, device=device)
+    logits = sampler.mask(logits, masks)
+    tokens = sampler.sample(logits, sampler.Rows(how, any_few=True, many=everyone, seen=zeros, added=one))
+    sampler.score(logits, tokens, 1)
