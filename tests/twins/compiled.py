@@ -36,7 +36,7 @@ DOWN = ROUTED | {
     "PLAIN": False,
 }
 HEADS = {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 128, "PADDED": 128}
-ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "SPLIT": 64, "MOST": 0, "ROWS": 16, "PARTIAL": True, "E4M3": ""}
+ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "MOST": 0, "ROWS": 16, "PARTIAL": True, "E4M3": ""}
 ATTEND_TYPES = {
     "q": BF16,
     "pool": BF16,
@@ -50,6 +50,7 @@ ATTEND_TYPES = {
     "table_stride": "i32",
     "value_offset": "i64",
     "num_runs": "i32",
+    "split_size": "i32",
 }
 UP_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "out": BF16}
 DOWN_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": REAL, "out": REAL}
