@@ -17,7 +17,7 @@ from runners.base import BackendState, EngineStats, Progress, Pulse
 from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
-from runners.memory import LEAN_ROWS, LEAN_STEP_TOKENS
+from runners.memory import LEAN_CONTEXT, LEAN_ROWS, LEAN_STEP_TOKENS
 from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
@@ -61,7 +61,7 @@ class _Limits:
 # with half as many most of the time would go into that, with twice as many all who decode would wait twice as long for a third
 # more throughput. On a CPU a step's time is its tokens'. docs/decisions/016-steps-ahead.md.
 _LIMITS = {"cpu": _Limits(64, 512, 2), "cuda": _Limits(128, 2048, 64)}
-_LEAN = _Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, pool_tokens=8192, margin_bytes=96 * 1024**2)  # see runners.memory
+_LEAN = _Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, pool_tokens=LEAN_CONTEXT, margin_bytes=96 * 1024**2)  # see runners.memory
 
 
 class MixtralBackend:
