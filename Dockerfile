@@ -20,6 +20,7 @@ FROM ${BASE} AS system
 # Who runs the image as another user in group 0 (OpenShift does) may write where the image's own may: its home and /models.
 RUN apt-get update \
     && apt-get install --no-install-recommends --yes gcc libc6-dev \
+    && apt-get clean \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log \
     && groupadd --gid 1034 bentoml \
     && useradd --uid 1034 --gid 1034 --no-log-init --home-dir /var/lib/zopilot-gpu bentoml \
