@@ -1,7 +1,7 @@
 """Builds images and looks at them: with Docker where its daemon answers, else with buildah, which needs none.
 
-Buildah's storage, with the stand-in for the base image, lies in PLACE (ZOPILOT_GPU_IMAGE_DIR): some 30 GB, kept for the next run,
-and outside of the tree, which others walk through. Needs root, and Debian's packages buildah and debootstrap.
+Buildah's storage, with the stand-in for the base image, lies in PLACE (ZOPILOT_GPU_IMAGE_DIR): some 30 GB, kept for the next
+run, and outside of the tree, which others walk through. Needs root, and Debian's packages buildah and debootstrap.
 """
 
 import json
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[2]
-PLACE = Path(os.environ.get("ZOPILOT_GPU_IMAGE_DIR") or "/var/tmp/zopilot-gpu-image")
+PLACE = Path(
+    os.environ.get("ZOPILOT_GPU_IMAGE_DIR") or Path.home() / "zopilot-gpu-image"
+)  # no hidden place: BentoML takes no template there
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 CONTEXT = ("Dockerfile", ".dockerignore", "bentofile.yaml", "bentofile.blackwell.yaml", "README.md", "service.py")
 FOLDERS = ("image", "requirements", "runners", "zopilot_gpu")
