@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[2]
-PLACE = Path(
-    os.environ.get("ZOPILOT_GPU_IMAGE_DIR") or Path.home() / "zopilot-gpu-image"
-)  # no hidden place: BentoML takes no template there
+# NOTE: no hidden place: BentoML takes no template from there.
+PLACE = Path(os.environ.get("ZOPILOT_GPU_IMAGE_DIR") or Path.home() / "zopilot-gpu-image")
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 CONTEXT = ("Dockerfile", ".dockerignore", "bentofile.yaml", "bentofile.blackwell.yaml", "README.md", "service.py")
 FOLDERS = ("image", "requirements", "runners", "zopilot_gpu")
