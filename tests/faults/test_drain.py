@@ -1,6 +1,6 @@
 """SIGTERM under load: what is in flight is answered right, what comes is told to go elsewhere, and nothing is left behind.
 
-`ZOPILOT_GPU_DRAINS=100 python -m pytest tests/faults/test_drain.py -k load -s` for the long run, with its times.
+`ZOPILOT_GPU_DRAINS=100 python -m pytest tests/faults/test_drain.py -k load -s --timeout 0` for the long run, with its times.
 """
 
 import asyncio

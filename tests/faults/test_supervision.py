@@ -1,6 +1,6 @@
 """The worker that dies, for whatever reason, is followed by another; no caller is told a lie, and too many deaths are the end.
 
-`ZOPILOT_GPU_KILLS=100 python -m pytest tests/faults/test_supervision.py -k kill_9 -s` for the long run, with its times.
+`ZOPILOT_GPU_KILLS=100 python -m pytest tests/faults/test_supervision.py -k kill_9 -s --timeout 0` for the long run, with its times.
 """
 
 import asyncio
