@@ -209,7 +209,7 @@ class BackgroundRunner:
             self._fail(problem.detail or problem.message)
         except Exception as error:  # noqa: BLE001  (a border: whatever fails here, the process goes on to say so)
             _log.error("load_failed", exc_info=error)
-            self._fail(f"Loading failed: {in_a_line(error)}")
+            self._fail(f"Loading failed ({in_a_line(error)}): `zopilot-gpu doctor` may say why.")
         else:
             load_s = round(time.monotonic() - began_s, 2)
             self._state = replace(self._state, phase="ready", step="ready", progress=1.0, load_s=load_s)
@@ -222,11 +222,12 @@ class BackgroundRunner:
         self._progress("importing torch", 0.05)
         for variable, value in BEFORE_TORCH.items():
             os.environ.setdefault(variable, value)
-        from runners.device import choose_device, choose_form  # noqa: PLC0415  (torch takes seconds)
+        from runners.device import choose_device, choose_form, without_cudnn  # noqa: PLC0415  (torch takes seconds)
         from runners.machine import look  # noqa: PLC0415
 
         located = prepared.located
         self._machine = look(at_card=self._settings.device != "cpu")
+        without_cudnn()
         device = choose_device(self._settings.device, self._machine)
         name, why = choose_backend(self._settings.runner, choose_form(located, device))
         self._state = replace(self._state, device=device.name, runner=name, why=why)

@@ -174,8 +174,8 @@ class InternalError(ServiceError):
 
 
 def in_a_line(error: BaseException) -> str:
-    """What a library's error says, for the operator: its type and its first line. Some of them write pages."""
+    """What a library's error says, for the operator: its type and its first sentence. Some of them write pages."""
     lines = [line.strip() for line in str(error).splitlines()]
-    first = next((line for line in lines if line), "")
+    first = next((line for line in lines if line), "").partition(". ")[0].rstrip(".")
     short = first if len(first) <= _MOST_OF_A_LINE else f"{first[:_MOST_OF_A_LINE]}..."
     return f"{type(error).__name__}: {short}" if short else type(error).__name__

@@ -9,8 +9,8 @@ On a GPU the next step is launched before the tokens of this one are read:
     device         [ step 1       ][ step 2       ][ step 3 ...
 
 A step that is launched ahead takes its tokens from where they were drawn (`seats`); the host counts on them (`num_pending`) and
-knows no value. A sequence that turns out to have ended has one row in it that is nobody's. What needs the value of a token to
-draw the next, a grammar or a penalty by count, is waited for: then no step goes ahead.
+knows no value. A sequence that turns out to have ended has one row in it that is nobody's. No step goes ahead of a token whose
+value is needed to draw the next (a grammar, a penalty by count), and none that has part of a prompt.
 """
 
 from collections.abc import Sequence as Rows
@@ -88,6 +88,7 @@ class Engine:
         self._device = model.embedding.device
         self._steps_ahead = self._device.type == "cuda" if steps_ahead is None else steps_ahead
         self._launched: _Launched | None = None
+        self._scheduled: list[Scheduled] = []
         self._padding_block = pools[0].shape[1] - 1
         self._seats = Seats(scheduler.max_running, model.config.vocab_size, self._device)
         if decode is None:
@@ -118,7 +119,10 @@ class Engine:
             return []
         self._launched = None
         if self._steps_ahead and not any(one.waits_for_its_tokens and not one.ended for one in oldest.drawing):
-            self._launched = self._launch()
+            self._scheduled = self.scheduler.schedule()
+            # A prompt is launched piece by piece and in part waited for, so long that what is drawn should be told before.
+            if all(item.num_tokens == 1 for item in self._scheduled):
+                self._launched = self._launch()
         return self._collect(oldest)
 
     def rest(self) -> bool:
@@ -133,14 +137,15 @@ class Engine:
         Raises:
             RuntimeError: from torch, where the device is lost.
         """
-        self._launched = None
+        self._launched, self._scheduled = None, []
         self.scheduler.reset()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def _launch(self) -> _Launched | None:
-        """Schedules a step and sets it going; None where nothing can run."""
-        step = self.scheduler.schedule()
+        """Sets a step going, the one that is scheduled, or schedules one; None where nothing can run."""
+        step = [item for item in self._scheduled if not item.sequence.ended] or self.scheduler.schedule()
+        self._scheduled = []
         if not step:
             return None
         drawing = [item.sequence for item in step if item.completes]
