@@ -1,6 +1,6 @@
 """The worker that dies, for whatever reason, is followed by another; no caller is told a lie, and too many deaths are the end.
 
-The long run, with its times: `ZOPILOT_GPU_KILLS=100 python -m pytest tests/faults/test_supervision.py -k kill_9 -s --timeout 0`.
+Long: `ZOPILOT_GPU_KILLS=100 python -m pytest tests/faults/test_supervision.py -k kill_9 -s --timeout 0`, prints its times.
 """
 
 import asyncio
