@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import torch
 
 from runners.base import BackendState, EngineStats, Progress, Pulse
-from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
+from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
+from runners.memory import LEAN_ROWS, LEAN_STEP_TOKENS
+from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine, Finish
-from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, MARGIN_BYTES, PoolSize, make_pools, pool_size
 from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
@@ -33,27 +35,33 @@ from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import choose_kernels
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared
+from zopilot_gpu.store.locate import search_roots
 from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
-_POOL_TOKENS = 256 * 1024
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
 
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What an engine takes on at once: sequences, tokens in a step, and what a step of nothing would cost in tokens."""
+    """What an engine takes on at once: sequences, tokens in a step, and what a step of nothing would cost in tokens.
+
+    Then tokens in the KV pool, and memory of a GPU that is left alone.
+    """
 
     max_running: int
     max_step_tokens: int
     step_base_tokens: int  # docs/decisions/012-keys-and-fairness.md
+    pool_tokens: int = 256 * 1024
+    margin_bytes: int = MARGIN_BYTES
 
 
 # A step of a prompt on a GPU dequantises every layer's experts, which takes as long as computing about 2,000 tokens with them:
 # with half as many most of the time would go into that, with twice as many all who decode would wait twice as long for a third
 # more throughput. On a CPU a step's time is its tokens'. docs/decisions/016-steps-ahead.md.
 _LIMITS = {"cpu": _Limits(64, 512, 2), "cuda": _Limits(128, 2048, 64)}
+_LEAN = _Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, pool_tokens=8192, margin_bytes=96 * 1024**2)  # see runners.memory
 
 
 class MixtralBackend:
@@ -75,13 +83,16 @@ class MixtralBackend:
         located = prepared.located
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
         torch.set_num_threads(choose_threads(config, device))
-        dequantise = choose_form(located, device).name == "dequantised"
-        model = load(prepared, config, dtype, where, progress, dequantise=dequantise)
+        form = choose_form(located, device, settings.kv_dtype)
+        dequantise = form.name == "dequantised"
+        model = load(prepared, config, dtype, where, progress, form)
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
-        _log.info("kernels", used=used, why=why)
-        self._limits = limits = _LIMITS[where.type]
-        context = min(config.max_position, settings.max_context_tokens)
-        size = _pool_size(model, dtype, limits, context, progress)
+        shapes = use_for(where, search_roots(settings.volume, settings.hf_home)) if used else None
+        _log.info("kernels", used=used, why=why, shapes=shapes)
+        self._limits = limits = _LEAN if form.is_lean else _LIMITS[where.type]
+        context = min(config.max_position, settings.max_context_tokens, limits.pool_tokens)
+        kept = kv_dtype(settings.kv_dtype, device)
+        size = _pool_size(model, kept, limits, context, progress)
         self.window = min(context, size.num_tokens)
         scheduler = Scheduler(
             BlockPool(size.num_blocks, BLOCK_SIZE),
@@ -89,7 +100,7 @@ class MixtralBackend:
             max_running=limits.max_running,
             step_base_tokens=limits.step_base_tokens,
         )
-        engine = Engine(model, make_pools(config, size, dtype, where), scheduler, max_context=context)
+        engine = Engine(model, make_pools(config, size, kept, where), scheduler, max_context=context)
         self._say_something(engine, tokenizer)
         self._engine = engine
         self._memory = memory_bytes(device)
@@ -186,7 +197,7 @@ class MixtralBackend:
 
 def _pool_size(model: Mixtral, dtype: torch.dtype, limits: _Limits, context: int, progress: Progress) -> PoolSize:
     """The KV pool's size, on a GPU out of what steps were seen to leave; their kernels are compiled on the way."""
-    where = model.embedding.device
+    where = model.device
     reserved_bytes = 0
     if where.type == "cuda":
         progress("kernels", 1.0)
@@ -201,6 +212,13 @@ def _pool_size(model: Mixtral, dtype: torch.dtype, limits: _Limits, context: int
         reserved_bytes = measured.reserved_bytes
         seconds = round(time.monotonic() - began_s, 1)
         _log.info("warm", seconds=seconds, step_bytes=measured.step_bytes, decode_bytes=measured.decode_bytes)
-    size = pool_size(model.config, dtype, where, max_tokens=_POOL_TOKENS, reserved_bytes=reserved_bytes)
-    _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
+    size = pool_size(
+        model.config,
+        dtype,
+        where,
+        max_tokens=limits.pool_tokens,
+        reserved_bytes=reserved_bytes,
+        margin_bytes=limits.margin_bytes,
+    )
+    _log.info("kv_pool", num_tokens=size.num_tokens, dtype=str(dtype), why=size.reason)
     return size
