@@ -86,7 +86,7 @@ async def test_an_engine_beyond_help_ends_its_process_and_every_caller_is_told_t
     with serve(
         BENTOML_CONTAINERIZED="1",
         PYTHONPATH=str(ROOT),
-        ZOPILOT_GPU_HUNG_STEP_S="2",
+        ZOPILOT_GPU_HUNG_STEP_S="4",
         ZOPILOT_GPU_LOG_LEVEL="warning",
         ZOPILOT_GPU_MODEL="demo",
         ZOPILOT_GPU_RESTART_WAIT_S="0",
