@@ -17,13 +17,13 @@ from runners.base import BackendState, EngineStats, Progress, Pulse
 from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.line import Admission
-from runners.memory import LEAN_CONTEXT, LEAN_LIBRARIES_BYTES, LEAN_ROWS, LEAN_STEP_TOKENS
+from runners.memory import LEAN_CONTEXT, LEAN_ROWS, LEAN_STEP_TOKENS
 from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine, Finish
-from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, MARGIN_BYTES, PoolSize, make_pools, pool_size
 from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
@@ -40,26 +40,28 @@ from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
-_POOL_TOKENS = 256 * 1024
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
 
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What an engine takes on at once: sequences, tokens in a step, and what a step of nothing would cost in tokens."""
+    """What an engine takes on at once: sequences, tokens in a step, and what a step of nothing would cost in tokens.
+
+    Then tokens in the KV pool, and memory of a GPU that is left alone.
+    """
 
     max_running: int
     max_step_tokens: int
     step_base_tokens: int  # docs/decisions/012-keys-and-fairness.md
-    max_context_tokens: int = 1 << 20
-    spare_bytes: int | None = None  # of a GPU, for the driver and graphs; None is the usual
+    pool_tokens: int = 256 * 1024
+    margin_bytes: int = MARGIN_BYTES
 
 
 # A step of a prompt on a GPU dequantises every layer's experts, which takes as long as computing about 2,000 tokens with them:
 # with half as many most of the time would go into that, with twice as many all who decode would wait twice as long for a third
 # more throughput. On a CPU a step's time is its tokens'. docs/decisions/016-steps-ahead.md.
 _LIMITS = {"cpu": _Limits(64, 512, 2), "cuda": _Limits(128, 2048, 64)}
-_LEAN = _Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, LEAN_CONTEXT, LEAN_LIBRARIES_BYTES)  # what `runners.memory` counts with
+_LEAN = _Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, pool_tokens=LEAN_CONTEXT, margin_bytes=96 * 1024**2)  # see runners.memory
 
 
 class MixtralBackend:
@@ -88,7 +90,7 @@ class MixtralBackend:
         shapes = use_for(where, search_roots(settings.volume, settings.hf_home)) if used else None
         _log.info("kernels", used=used, why=why, shapes=shapes)
         self._limits = limits = _LEAN if form.is_lean else _LIMITS[where.type]
-        context = min(config.max_position, settings.max_context_tokens, limits.max_context_tokens)
+        context = min(config.max_position, settings.max_context_tokens, limits.pool_tokens)
         kept = kv_dtype(settings.kv_dtype, device)
         size = _pool_size(model, kept, limits, context, progress)
         self.window = min(context, size.num_tokens)
@@ -207,9 +209,16 @@ def _pool_size(model: Mixtral, dtype: torch.dtype, limits: _Limits, context: int
             max_step_tokens=limits.max_step_tokens,
             max_blocks=-(-context // BLOCK_SIZE),
         )
-        reserved_bytes = measured.reserved(limits.spare_bytes)
+        reserved_bytes = measured.reserved_bytes
         seconds = round(time.monotonic() - began_s, 1)
         _log.info("warm", seconds=seconds, step_bytes=measured.step_bytes, decode_bytes=measured.decode_bytes)
-    size = pool_size(model.config, dtype, where, max_tokens=_POOL_TOKENS, reserved_bytes=reserved_bytes)
+    size = pool_size(
+        model.config,
+        dtype,
+        where,
+        max_tokens=limits.pool_tokens,
+        reserved_bytes=reserved_bytes,
+        margin_bytes=limits.margin_bytes,
+    )
     _log.info("kv_pool", num_tokens=size.num_tokens, dtype=str(dtype), why=size.reason)
     return size

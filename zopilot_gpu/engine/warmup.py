@@ -10,16 +10,14 @@ import torch
 
 from zopilot_gpu.engine import graphs, sampler
 from zopilot_gpu.engine.inputs import padding_slots
-from zopilot_gpu.engine.kv_cache import PoolSize, make_pools
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
 
 _RUN = 16  # tokens of a prompt that attention takes as one; see `zopilot_gpu.model.kernels.attention`
 # Triton compiles anew for a count that is 1, that is a multiple of 16, and for all others.
 _COUNTS = (1, 2, 16)
-# What the driver keeps of some fifty graphs of a few hundred kernels each (256 MiB: not measured), and has for itself; and what
-# lies between tensors.
-_SPARE_BYTES = 768 * 1024**2
+_GRAPH_BYTES = 5 * 1024**2  # what the driver keeps of a graph of a few hundred kernels: not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +31,16 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes that a step needs beside weights and pools: any step at most, and the largest step of decodes."""
+    """Bytes that a step needs beside weights and pools, any step and the largest of decodes, and how many graphs come."""
 
     step_bytes: int
     decode_bytes: int
+    num_graphs: int
 
-    def reserved(self, spare_bytes: int | None = None) -> int:
-        """What has to stay free for steps and for graphs, whose memory is apart and as large as the largest one's.
-
-        `spare_bytes` are for what no step shows; None is the usual.
-        """
-        return self.step_bytes + self.decode_bytes * 2 + (_SPARE_BYTES if spare_bytes is None else spare_bytes)
+    @property
+    def reserved_bytes(self) -> int:
+        """What has to stay free for steps and for graphs, whose memory is apart and as large as the largest one's."""
+        return self.step_bytes + self.decode_bytes * 2 + self.num_graphs * _GRAPH_BYTES
 
 
 def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_tokens: int, max_blocks: int) -> Measured:
@@ -61,7 +58,7 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
     widest = graphs.table_widths(max_blocks)[-1]
 
     def run(kind: Kind) -> None:
-        logits = model.forward(_padding(kind, max_rows, device), pools)
+        logits = model.forward(_padding(kind, max_rows, model.config.max_position, device), pools)
         if len(logits) in (1, max_rows):
             _draw_from(logits)
 
@@ -70,6 +67,7 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
     return Measured(
         step_bytes=_most_bytes(lambda: run(Kind(max_step_tokens, 1, widest)), device),
         decode_bytes=_most_bytes(lambda: run(Kind(max_rows, max_rows, widest)), device),
+        num_graphs=len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks)),
     )
 
 
@@ -99,13 +97,15 @@ def _most_bytes(run: Callable[[], None], device: torch.device) -> int:
     return most
 
 
-def _padding(kind: Kind, max_rows: int, device: torch.device) -> Batch:
+def _padding(kind: Kind, max_rows: int, max_position: int, device: torch.device) -> Batch:
     """A step of nobody's on pools of the padding block alone."""
     num_tokens, num_sequences, width = kind.num_tokens, kind.num_sequences, kind.width
     first = num_sequences - 1
     lengths = [1] * first + [num_tokens - first]
     starts = [*range(num_sequences), num_tokens]
-    positions = [0] * first + list(range(num_tokens - first))
+    # NOTE: the last sequence may be longer than `width` blocks or than the model's context: nothing is read beyond either.
+    positions = [0] * first + [min(place, max_position - 1) for place in range(num_tokens - first)]
+    width = max(width, -(-lengths[-1] // BLOCK_SIZE))
     rows = [start - 1 for start in starts[1:]]
     rows += rows[-1:] * (max_rows - len(rows) if num_tokens > max_rows else 0)  # the most logits beside the most tokens
 

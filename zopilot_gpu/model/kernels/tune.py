@@ -123,4 +123,4 @@ def _time(calls: list[Callable[[], object]], repeat: int = 15) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / len(calls * 4))
-    return median(times)
+    return float(median(times))
