@@ -9,13 +9,13 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
 import torch
 
 from runners.base import BackendState, EngineStats, Progress
 from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
 from runners.grammars import Grammars
+from runners.limits import Limits, choose_limits
 from runners.line import Admission
 from runners.weights import load
 from zopilot_gpu import log
@@ -41,21 +41,6 @@ _POOL_TOKENS = 256 * 1024
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """What an engine takes on at once: sequences, tokens in a step, and what a step of nothing would cost in tokens."""
-
-    max_running: int
-    max_step_tokens: int
-    step_base_tokens: int  # docs/decisions/012-keys-and-fairness.md
-
-
-# A step of a prompt on a GPU dequantises every layer's experts, which takes as long as computing about 2,000 tokens with them:
-# with half as many most of the time would go into that, with twice as many all who decode would wait twice as long for a third
-# more throughput. On a CPU a step's time is its tokens'. docs/decisions/016-steps-ahead.md.
-_LIMITS = {"cpu": _Limits(64, 512, 2), "cuda": _Limits(128, 2048, 64)}
-
-
 class MixtralBackend:
     """Implements `runners.base.Backend`. Loads the model where it is made; `event_loop` is where its events go."""
 
@@ -77,7 +62,9 @@ class MixtralBackend:
         model = load(prepared, config, dtype, where, progress, dequantise=dequantise)
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
         _log.info("kernels", used=used, why=why)
-        self._limits = limits = _LIMITS[where.type]
+        self._memory = memory_bytes(device)
+        self._limits = limits = choose_limits(where.type, self._memory[2])
+        _log.info("limits", max_running=limits.max_running, max_step_tokens=limits.max_step_tokens, why=limits.why)
         context = min(config.max_position, settings.max_context_tokens)
         size = _pool_size(model, dtype, limits, context, progress)
         self.window = min(context, size.num_tokens)
@@ -90,7 +77,7 @@ class MixtralBackend:
         engine = Engine(model, make_pools(config, size, dtype, where), scheduler, max_context=context)
         self._say_something(engine, tokenizer)
         self._engine = engine
-        self._memory = memory_bytes(device)
+        self._memory = memory_bytes(device)  # by now with the pool
         self._tokenizer = tokenizer
         self.vocab_size = config.vocab_size
         self._eos_ids = frozenset([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
@@ -174,7 +161,7 @@ class MixtralBackend:
             pass
 
 
-def _pool_size(model: Mixtral, dtype: torch.dtype, limits: _Limits, context: int, progress: Progress) -> PoolSize:
+def _pool_size(model: Mixtral, dtype: torch.dtype, limits: Limits, context: int, progress: Progress) -> PoolSize:
     """The KV pool's size, on a GPU out of what steps were seen to leave; their kernels are compiled on the way."""
     where = model.embedding.device
     reserved_bytes = 0

@@ -11,7 +11,7 @@ import torch
 
 from tests.twins import test_engine as twin
 from zopilot_gpu.engine import graphs
-from zopilot_gpu.engine.engine import Engine
+from zopilot_gpu.engine.engine import Drawn, Engine
 from zopilot_gpu.engine.loop import EngineLoop, fatal_reason, is_out_of_memory
 from zopilot_gpu.engine.scheduler import Scheduled
 from zopilot_gpu.engine.sequence import Sequence
@@ -47,7 +47,7 @@ def test_the_next_step_is_launched_before_this_one_is_read(
     steps = launches(it, monkeypatch)
     one = sequence(prompts[0], max_tokens=5)
     it.scheduler.add(one)
-    told = []
+    told: list[Drawn] = []
     while not told:
         told = it.step()
     assert [row for step in steps for row in step][-1] == (one, 1)
