@@ -17,6 +17,7 @@ from runners.base import Runner
 from zopilot_gpu import log
 from zopilot_gpu.api import jobs, prompt
 from zopilot_gpu.api.app import build_app
+from zopilot_gpu.api.exchanges import Exchanges
 from zopilot_gpu.api.gate import Gate
 from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.patch import without_timers
@@ -24,10 +25,12 @@ from zopilot_gpu.api.quota import Quota
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
 from zopilot_gpu.doctor.attending import Attending
 from zopilot_gpu.jobs.queue import JobQueue
+from zopilot_gpu.process import worker
 from zopilot_gpu.settings import MAX_REQUEST_TIMEOUT_S, SettingsError, load_settings
 
 _made: list[Runner] = []
 _made_jobs: list[JobQueue] = []
+_exchanges = Exchanges()
 _made_doctors: list[Attending] = []
 
 
@@ -48,10 +51,12 @@ class ZopilotGPU:
         log.configure(self._settings.log_level)
         self._doctor = Attending(self._settings)
         _made_doctors.append(self._doctor)
-        self._runner = Quota(BackgroundRunner(self._settings, self._doctor.examine), ring_of(self._settings))
+        runner = BackgroundRunner(self._settings, self._doctor.examine)
+        self._runner = Quota(runner, ring_of(self._settings))
         _made.append(self._runner)
         self._jobs = jobs.open_queue(self._settings, self._runner)
         _made_jobs.append(self._jobs)
+        worker.look_after(runner, self._jobs.close, _exchanges, self._settings)
 
     @bentoml.api(route="/prompt", input_spec=PromptRequest, output_spec=PromptResponse)
     async def prompt(self, **fields: Any) -> Response:
@@ -70,8 +75,8 @@ class ZopilotGPU:
 
     @bentoml.on_deployment
     @staticmethod
-    def refuse_to_start_without_settings() -> None:
-        """Runs once before any worker: a wrong environment ends the start with one sentence; another face takes over here."""
+    def before_the_workers() -> None:
+        """Runs once, in the launcher: a wrong environment ends the start with one sentence; another face takes over here."""
         try:
             settings = load_settings()
             ring_of(settings)
@@ -81,7 +86,10 @@ class ZopilotGPU:
         if settings.face == "runpod-queue":
             os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
             os.execv(sys.executable, [sys.executable, "-m", "zopilot_gpu.queue_worker"])  # noqa: S606  (our own command)
+        from zopilot_gpu.process.launcher import supervise  # noqa: PLC0415  (circus: the launcher's alone)
+
+        supervise(settings)
 
 
 without_timers()
-ZopilotGPU.add_asgi_middleware(Gate)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service
+ZopilotGPU.add_asgi_middleware(Gate, exchanges=_exchanges)  # type: ignore[attr-defined]  # the decorator made it a bentoml.Service

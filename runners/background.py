@@ -18,9 +18,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from runners.base import Backend, RunnerState
+from runners.base import Backend, Pulse, RunnerState
 from zopilot_gpu import log
-from zopilot_gpu.errors import InvalidRequest, ModelLoading, ModelUnavailable, ServiceError, ShuttingDown, in_a_line
+from zopilot_gpu.errors import (
+    EngineFailed,
+    InvalidRequest,
+    ModelLoading,
+    ModelUnavailable,
+    ServiceError,
+    ShuttingDown,
+    in_a_line,
+)
 from zopilot_gpu.events import Event, Job
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared, Wanted, ensure
@@ -105,11 +113,12 @@ class BackgroundRunner:
 
     def state(self) -> RunnerState:
         """See `Runner.state`."""
+        known = replace(self._state, phase="closed") if self._stopping.is_set() else self._state
         if self._loaded is None:
-            return self._state
+            return known
         now = self._loaded.backend.state()
         state = replace(
-            self._state,
+            known,
             num_running=now.num_running,
             num_waiting=now.num_waiting,
             gpu_name=now.gpu_name,
@@ -117,6 +126,7 @@ class BackgroundRunner:
             memory_total_bytes=now.memory_total_bytes,
             engine=now.engine,
             max_running=now.max_running,
+            num_engines=now.num_engines,
         )
         if now.problem and state.phase == "ready":
             return replace(state, phase="failed", step="failed", problem=now.problem)
@@ -136,10 +146,23 @@ class BackgroundRunner:
             async for event in events:
                 yield event
 
+    def pulse(self) -> Pulse:
+        """Whether it lives. For any thread; while it loads, it does."""
+        loaded = self._loaded
+        return loaded.backend.pulse() if loaded else Pulse()
+
+    def abandon(self, error: ServiceError) -> None:
+        """Ends all that is in flight with `error`, at once."""
+        if self._loaded:
+            self._loaded.backend.abandon(error)
+
+    def drain(self) -> None:
+        """Takes no more jobs; what is in flight goes on until `close`."""
+        self._stopping.set()
+
     async def close(self) -> None:
         """See `Runner.close`."""
-        self._stopping.set()
-        self._state = replace(self._state, phase="closed")
+        self.drain()
         if self._loaded:
             await self._loaded.backend.close()
         self._loaded = None
@@ -150,8 +173,10 @@ class BackgroundRunner:
             raise ShuttingDown(retry_after_s=_RETRY_LOADING_S)
         if phase == "loading":
             raise ModelLoading(retry_after_s=_RETRY_LOADING_S)
-        if self._loaded is None or phase == "failed":
+        if self._loaded is None:
             raise ModelUnavailable
+        if phase == "failed":  # it was ready: another process will be
+            raise EngineFailed(retry_after_s=_RETRY_LOADING_S)
         return self._loaded
 
     # The rest runs on the loading thread.
@@ -184,7 +209,7 @@ class BackgroundRunner:
             self._fail(problem.detail or problem.message)
         except Exception as error:  # noqa: BLE001  (a border: whatever fails here, the process goes on to say so)
             _log.error("load_failed", exc_info=error)
-            self._fail(f"Loading failed: {in_a_line(error)}")
+            self._fail(f"Loading failed ({in_a_line(error)}): `zopilot-gpu doctor` may say why.")
         else:
             load_s = round(time.monotonic() - began_s, 2)
             self._state = replace(self._state, phase="ready", step="ready", progress=1.0, load_s=load_s)
@@ -197,11 +222,12 @@ class BackgroundRunner:
         self._progress("importing torch", 0.05)
         for variable, value in BEFORE_TORCH.items():
             os.environ.setdefault(variable, value)
-        from runners.device import choose_device, choose_form  # noqa: PLC0415  (torch takes seconds)
+        from runners.device import choose_device, choose_form, without_cudnn  # noqa: PLC0415  (torch takes seconds)
         from runners.machine import look  # noqa: PLC0415
 
         located = prepared.located
         self._machine = look(at_card=self._settings.device != "cpu")
+        without_cudnn()
         device = choose_device(self._settings.device, self._machine)
         name, why = choose_backend(self._settings.runner, choose_form(located, device))
         self._state = replace(self._state, device=device.name, runner=name, why=why)
@@ -214,9 +240,9 @@ class BackgroundRunner:
             self._progress(step, 0.1 + 0.85 * share)
 
         if name == "mixtral":
-            from runners.mixtral import MixtralBackend  # noqa: PLC0415
+            from runners.many import load_engines  # noqa: PLC0415
 
-            backend: Backend = MixtralBackend(prepared, device, tokenizer, self._settings, self._event_loop, progress)
+            backend: Backend = load_engines(prepared, device, tokenizer, self._settings, self._event_loop, progress)
         else:
             from runners.plain import PlainBackend  # noqa: PLC0415
 

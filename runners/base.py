@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from zopilot_gpu.errors import ServiceError
 from zopilot_gpu.events import Event, Job
 
 Progress = Callable[[str, float], None]  # told a word and a share, 0 to 1, as loading goes on
@@ -29,9 +30,9 @@ class RunnerState:
     """A snapshot of a runner, cheap to take.
 
     `step` says in a word what loading is doing; `progress` is its share done, 0 to 1. `runner` is the backend and `why` the
-    reason it was chosen; it runs `max_running` requests at once. `source` is what it was loaded from, `packed` or `source`, and
-    `source_why` the reason. `problem` is the operator's sentence when `phase` is `failed`. Memory is that of the device, in
-    bytes; 0 where it has none of its own.
+    reason it was chosen; its `num_engines` engines run `max_running` requests at once. `source` is what it was loaded from,
+    `packed` or `source`, and `source_why` the reason. `problem` is the operator's sentence when `phase` is `failed`. Memory is
+    that of the devices, in bytes; 0 where they have none of their own.
     """
 
     phase: Phase
@@ -53,6 +54,19 @@ class RunnerState:
     memory_total_bytes: int = 0
     engine: EngineStats | None = None
     max_running: int = 1
+    num_engines: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """Whether a runner lives.
+
+    `fatal` is the operator's sentence once nothing in this process can mend it; `stalled_s` are the seconds since its engine
+    last showed that it moves.
+    """
+
+    fatal: str | None = None
+    stalled_s: float = 0.0
 
 
 class Runner(Protocol):
@@ -92,6 +106,7 @@ class BackendState:
     memory_total_bytes: int = 0
     engine: EngineStats | None = None
     max_running: int = 1
+    num_engines: int = 1
 
 
 class Backend(Protocol):
@@ -107,6 +122,14 @@ class Backend(Protocol):
 
     def state(self) -> BackendState:
         """How it is. Never blocks and never calls the device."""
+        ...
+
+    def pulse(self) -> Pulse:
+        """Whether it lives. For any thread; takes no lock."""
+        ...
+
+    def abandon(self, error: ServiceError) -> None:
+        """Ends all that is in flight with `error`, without the thread that should: it may hang."""
         ...
 
     def refuse_when_full(self, owner: bytes) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import bitsandbytes.cextension
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, StoppingCriteria
@@ -41,6 +42,7 @@ class CausalLM:
 
     def __init__(self, located: Located, device: Device, progress: Progress) -> None:
         self.device = device
+        _refuse_dead_library(device)
         try:
             with _quiet_libraries(), _shard_progress(progress):
                 self._model, report = AutoModelForCausalLM.from_pretrained(
@@ -205,6 +207,18 @@ class _Stop(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002
         return torch.full((input_ids.shape[0],), self._should_stop(), device=input_ids.device)
+
+
+def _refuse_dead_library(device: Device) -> None:
+    """Raises ModelUnavailable where bitsandbytes could not load its native library, and stands in with one that only raises.
+
+    On a CPU torch computes in its place.
+    """
+    library = bitsandbytes.cextension.lib
+    if device.name != "cpu" and isinstance(library, bitsandbytes.cextension.ErrorHandlerMockBNBNativeLibrary):
+        said = in_a_line(OSError(library.error_msg))
+        remedy = "install the locked requirements anew, or use the image that was built for this card"
+        raise ModelUnavailable(detail=f"bitsandbytes' native library can't be loaded ({said}): {remedy}.")
 
 
 def _quantization(located: Located) -> dict[str, BitsAndBytesConfig]:

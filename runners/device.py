@@ -70,6 +70,15 @@ def choose_device(wanted: str, machine: Machine | None = None) -> Device:
     return Device("cpu", "there is no NVIDIA driver, and so no GPU")
 
 
+def without_cudnn() -> None:
+    """Has torch compute convolutions and attention by itself; the images are without cuDNN, 1 GB: docs/decisions/013-images.md.
+
+    NOTE: torch 2.8 prefers cuDNN's attention from sm_90 on, and fails where it is not there.
+    """
+    torch.backends.cudnn.enabled = False
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+
+
 def compute_dtype(device: Device) -> torch.dtype:
     """What our own model computes in: bf16, but float32 on a CPU, where it is both faster and exact."""
     return torch.float32 if device.name == "cpu" else torch.bfloat16

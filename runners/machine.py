@@ -152,7 +152,7 @@ def _card() -> tuple[Card | None, str | None]:
             torch.cuda.init()  # type: ignore[no-untyped-call]
             found = torch.cuda.get_device_properties(0)
             free, total = torch.cuda.mem_get_info()
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, torch.cuda.DeferredCudaCallError) as error:
         return None, str(error).partition("\n")[0].rstrip(".")
     return Card(found.name, (found.major, found.minor), total, free), None
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 
 import torch
 
-from runners.base import BackendState, EngineStats, Progress
+from runners.base import BackendState, EngineStats, Progress, Pulse
 from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.limits import Limits, choose_limits
@@ -54,6 +54,8 @@ class MixtralBackend:
         progress: Progress,
     ) -> None:
         where = torch.device(device.name)
+        if where.index is not None:
+            torch.cuda.set_device(where)  # of this thread, where the model is loaded; the engine's thread sets its own
         dtype = compute_dtype(device)
         located = prepared.located
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
@@ -95,6 +97,14 @@ class MixtralBackend:
         if self._loop.fatal:
             problem = f"The device is lost to this process: {self._loop.fatal}"
         return BackendState(num_running, num_waiting, problem, *self._memory, engine=self._stats(), max_running=max_running)
+
+    def pulse(self) -> Pulse:
+        """See `Backend.pulse`."""
+        return Pulse(self._loop.fatal, self._loop.stalled_s)
+
+    def abandon(self, error: ServiceError) -> None:
+        """See `Backend.abandon`."""
+        self._loop.abandon(error)
 
     def _stats(self) -> EngineStats:
         scheduler, pool, loop = self._engine.scheduler, self._engine.scheduler.pool, self._loop

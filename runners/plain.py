@@ -16,14 +16,15 @@ from functools import partial
 
 from torch import OutOfMemoryError
 
-from runners.base import BackendState, Progress
+from runners.base import BackendState, Progress, Pulse
 from runners.causal_lm import CausalLM, Scores
 from runners.device import Device, memory_bytes
 from runners.grammars import Grammars
 from runners.line import WaitingLine
 from zopilot_gpu import log
 from zopilot_gpu.engine.grammar import GrammarError, unfollowable
-from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
+from zopilot_gpu.engine.loop import fatal_reason
+from zopilot_gpu.errors import DeadlineExceeded, EngineFailed, InternalError, OutOfMemory, ServiceError, ShuttingDown
 from zopilot_gpu.events import GREEDY, Done, Event, Job, Text
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.locate import Located
@@ -64,6 +65,13 @@ class PlainBackend:
     def state(self) -> BackendState:
         """See `Backend.state`."""
         return BackendState(self._line.num_running, self._line.num_waiting, self._problem, *self._memory)
+
+    def pulse(self) -> Pulse:
+        """See `Backend.pulse`. A generation that hangs is not told from a long one."""
+        return Pulse(self._problem)
+
+    def abandon(self, error: ServiceError) -> None:
+        """See `Backend.abandon`: nothing is left in flight here, each generation was told of its own error."""
 
     def refuse_when_full(self, owner: bytes) -> None:
         """See `Backend.refuse_when_full`."""
@@ -109,7 +117,7 @@ class PlainBackend:
         try:
             self._memory = memory_bytes(self._device)
         except RuntimeError as error:
-            self._problem = f"The GPU does not answer any more ({type(error).__name__}). Restart the service."
+            self._problem = f"The GPU does not answer any more ({type(error).__name__})."
             _log.error("gpu_failed", problem=self._problem)
 
 
@@ -163,7 +171,7 @@ class _Generation:
             self._send(OutOfMemory(retry_after_s=_RETRY_S))
         except Exception as error:  # noqa: BLE001  (a border: this thread outlives every job)
             _log.error("generation_failed", exc_info=error)
-            self._send(InternalError())
+            self._send(EngineFailed(retry_after_s=_RETRY_S) if fatal_reason(error) else InternalError())
 
     def _on_token(self, token_id: int) -> None:
         self._send_text(self._answer.push([token_id], [self._scores.of(token_id)] if self._scores else None))

@@ -76,14 +76,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(directory: Path, *, working_dir: Path = ROOT, ready: bool = True, **env: str) -> Iterator[Server]:
+def serving(
+    directory: Path, *, working_dir: Path = ROOT, target: str = "service:ZopilotGPU", ready: bool = True, **env: str
+) -> Iterator[Server]:
     """`bentoml serve` in a process of its own, with only the environment that a test names."""
     port = free_port()
     log = directory / f"server-{port}.log"
     inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     settings = {"ZOPILOT_GPU_API_KEY": KEY, "ZOPILOT_GPU_DEVICE": "cpu", "BENTOML_DO_NOT_TRACK": "True", "HF_HUB_OFFLINE": "1"}
     settings["ZOPILOT_GPU_JOBS_PATH"] = str(directory / f"jobs-{port}.db")
-    command = [sys.executable, "-m", "bentoml", "serve", "service:ZopilotGPU", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=working_dir, env=inherited | settings | env, stdout=output, stderr=output)
     server = Server(f"http://127.0.0.1:{port}", process, log)

@@ -8,7 +8,8 @@ The floors, from the ground up; imports only go down (`tests/house/test_floors.p
     3  runners/                        the only place where store, text, engine and model meet
     4  jobs                            what is asked now and answered later; knows runners by protocol
     5  api                             HTTP; never sees torch
-    6  cli  demo  bench  doctor        what a person starts; bench is a client and sees neither torch nor runners
+    6  process                         starts, watches and ends the workers; sees api's count of exchanges
+    7  cli  demo  bench  doctor        what a person starts; bench is a client and sees neither torch nor runners
        queue_worker  (service.py)
 """
 

@@ -11,6 +11,7 @@
     ├── ModelLoading                 model_loading               503 + Retry-After
     ├── ModelUnavailable             model_unavailable           503
     ├── OutOfMemory                  out_of_memory               503 + Retry-After
+    ├── EngineFailed                 engine_failed               503 + Retry-After
     ├── ShuttingDown                 shutting_down               503 + Retry-After
     ├── DeadlineExceeded             deadline_exceeded           504
     ├── OutputTruncated              output_truncated            422
@@ -126,6 +127,14 @@ class OutOfMemory(ServiceError):
     message = "The device ran out of memory for this request. Try again later or send a shorter one."
 
 
+class EngineFailed(ServiceError):
+    """The engine failed for good: the process is about to end, and another one takes over."""
+
+    code = "engine_failed"
+    status = 503
+    message = "The engine failed and is started again. Try again."
+
+
 class ShuttingDown(ServiceError):
     """The service is stopping."""
 
@@ -165,8 +174,8 @@ class InternalError(ServiceError):
 
 
 def in_a_line(error: BaseException) -> str:
-    """What a library's error says, for the operator: its type and its first line. Some of them write pages."""
+    """What a library's error says, for the operator: its type and its first sentence. Some of them write pages."""
     lines = [line.strip() for line in str(error).splitlines()]
-    first = next((line for line in lines if line), "")
+    first = next((line for line in lines if line), "").partition(". ")[0].rstrip(".")
     short = first if len(first) <= _MOST_OF_A_LINE else f"{first[:_MOST_OF_A_LINE]}..."
     return f"{type(error).__name__}: {short}" if short else type(error).__name__

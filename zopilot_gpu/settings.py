@@ -83,6 +83,12 @@ class Settings(BaseSettings):
         description="Where the model runs. `auto`: the GPU, or the CPU on a machine without one (a GPU that can't be used is "
         "an error).",
     )
+    num_engines: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Engines of the `mixtral` runner, each with the whole model. Unset: one a visible GPU, or one on the CPU.",
+    )
     playground: bool = Field(
         default=True, description="`false` takes the page `GET /playground` away. It is open, and holds nothing but itself."
     )
@@ -103,6 +109,30 @@ class Settings(BaseSettings):
     )
     request_timeout_s: float = Field(
         default=300.0, gt=0, le=MAX_REQUEST_TIMEOUT_S, description="Longest time from arrival to the last token, in seconds."
+    )
+    drain_s: float = Field(
+        default=25.0,
+        ge=0,
+        le=MAX_REQUEST_TIMEOUT_S,
+        description="How long a stop waits for the answers in progress, in seconds; then they end with 503 `shutting_down`.",
+    )
+    hung_step_s: float = Field(
+        default=30.0,
+        ge=1,
+        le=3600,
+        description="A step of the engine that takes longer ends the worker (status 71), in seconds; after 8 it isn't ready.",
+    )
+    max_deaths: int = Field(
+        default=5,
+        ge=1,
+        le=1_000_000,
+        description="So many deaths of the worker within ten minutes end the service (status 72).",
+    )
+    restart_wait_s: float = Field(
+        default=1.0,
+        ge=0,
+        le=30,
+        description="Wait before a second restart within ten minutes, in seconds, doubled for each next; the first is at once.",
     )
     max_body_bytes: int = Field(default=1_048_576, ge=1024, le=67_108_864, description="Largest request body, in bytes.")
     body_timeout_s: float = Field(default=10.0, gt=0, le=600, description="Longest time a body may take to arrive, in seconds.")

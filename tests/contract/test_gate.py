@@ -103,6 +103,29 @@ def test_a_preflight_of_an_allowed_origin_passes_without_a_key(mixtral_server: S
     assert "access-control-allow-origin" not in refused.headers
 
 
+@pytest.mark.parametrize(
+    ("wanted", "status"),
+    [
+        ("authorization,content-type,x-stainless-arch,x-stainless-helper-method,x-stainless-some-new-one", 200),
+        ("x-stainless-lang", 200),
+        ("openai-organization, openai-project, user-agent", 200),
+        ("authorization,x-stainless-lang,x-other", 400),
+        ("x-stainless-lang;x", 400),
+        ("x-stainless-" + "a" * 100, 400),
+    ],
+)
+def test_a_preflight_of_openais_client_passes(mixtral_server: Server, wanted: str, status: int) -> None:
+    asked = {
+        "Origin": "https://app.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": wanted,
+    }
+    response = httpx.options(f"{mixtral_server.url}/v1/chat/completions", headers=asked, timeout=60)
+    assert response.status_code == status
+    allowed = response.headers.get("access-control-allow-headers", "").lower().split(", ")
+    assert status == 400 or set(wanted.replace(" ", "").split(",")) <= set(allowed)
+
+
 @pytest.mark.parametrize(("request_kind", "status"), [("no key", 401), ("bad body", 400), ("no route", 404), ("fine", 200)])
 def test_answers_and_errors_carry_the_cors_headers(mixtral_server: Server, request_kind: str, status: int) -> None:
     headers = {"Origin": "https://app.example", "Content-Type": "application/json"}

@@ -146,6 +146,17 @@ async def test_the_same_key_twenty_times_at_once_is_one_job(server: Server) -> N
     assert len({response.json()["id"] for response in taken}) == 1
 
 
+def test_jobs_are_counted_in_the_metrics(client: httpx.Client) -> None:
+    def counted(series: str) -> int:
+        (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{series} ")]
+        return round(float(line.rpartition(" ")[2]))
+
+    before = counted('zopilot_gpu_jobs{state="done"}')
+    ended(client, client.post("/jobs", json=asked(4)).json()["id"])
+    assert counted('zopilot_gpu_jobs{state="done"}') > before  # jobs of other tests may end meanwhile
+    assert counted('zopilot_gpu_callbacks_total{outcome="gave_up"}') == 0
+
+
 def test_keys_do_not_see_each_others_jobs(client: httpx.Client) -> None:
     other = {"X-API-Key": OTHER_KEY}
     own = client.post("/jobs", json=asked(8)).json()["id"]

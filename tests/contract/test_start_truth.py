@@ -38,7 +38,7 @@ def unknown(directory: Path) -> Environment:
 
 
 def too_large(directory: Path) -> Environment:
-    return {"ZOPILOT_GPU_MODEL": str(copy_of_demo(directory, num_hidden_layers=4_000_000))}
+    return {"ZOPILOT_GPU_MODEL": str(copy_of_demo(directory, intermediate_size=2**30))}
 
 
 def no_gpu(directory: Path) -> Environment:

@@ -85,6 +85,13 @@ async def until(condition: Any, timeout_s: float) -> None:
         await asyncio.sleep(0.1)
 
 
+def check_metrics(server: Server) -> None:
+    with server.client() as client:
+        series = client.get("/metrics").text
+    assert f'zopilot_gpu_jobs{{state="done"}} {NUM_JOBS}.0' in series
+    assert float(series.split('zopilot_gpu_callbacks_total{outcome="delivered"} ')[1].split()[0]) > 0
+
+
 async def test_killed_twice_no_job_is_lost_and_each_ends_once(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     logs, last_s = "", 300 + NUM_JOBS
@@ -118,6 +125,7 @@ async def test_killed_twice_no_job_is_lost_and_each_ends_once(serve: Serve, tmp_
                         return len(receiver.deliveries) >= NUM_JOBS
 
                     await until(delivered, 120)
+                    check_metrics(server)
             logs += server.log.read_text()
     with sqlite3.connect(path) as database:
         rows = database.execute("SELECT job_id, idempotency_key, state, attempt, result FROM jobs").fetchall()

@@ -2,7 +2,10 @@
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.nf4 import NF4
 from zopilot_gpu.model.weights import build_packed, choose_kernels, is_quantised, shapes
 
+ROOT = Path(__file__).parents[2]
 SIZE = 16
 CONFIG = MixtralConfig(500, 512, 768, 3, 8, 2, 64, 8, 2, 1e6, 1e-5, 2048, tie_embeddings=False)
 
@@ -171,3 +175,22 @@ def test_a_cuda_graph_of_a_step_is_the_step(device: torch.device) -> None:
     graph.replay()  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     assert torch.equal(out, eager)
+
+
+def test_nothing_asks_for_cudnn() -> None:
+    """In a process of its own, whose mapped files tell: the images are without these libraries."""
+    script = """
+import torch
+from pathlib import Path
+from runners.device import without_cudnn
+
+without_cudnn()
+q = torch.randn(1, 8, 64, 64, device="cuda", dtype=torch.bfloat16)
+torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+torch.nn.functional.conv1d(q[0, :, 0, None], torch.randn(4, 1, 3, device="cuda", dtype=torch.bfloat16))
+torch.cuda.synchronize()
+mapped = {Path(line.split()[-1]).name for line in open("/proc/self/maps") if "libcudnn" in line}
+print(sorted(name for name in mapped if not name.startswith(("libcudnn.so", "libcudnn_graph"))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -15,6 +15,7 @@ from zopilot_gpu.api.openai.shapes import ChatRequest, CompletionRequest
 from zopilot_gpu.api.schemas import Metadata, PromptRequest, Usage
 from zopilot_gpu.doctor.checks import CHECKS
 from zopilot_gpu.errors import ServiceError
+from zopilot_gpu.process.exits import Exit
 from zopilot_gpu.settings import Settings, variable_name
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,13 @@ def series_rows() -> Iterator[str]:
         yield f"| `{series.name}` | {series.type} | {series.documentation} |"
 
 
+def exit_rows() -> Iterator[str]:
+    yield "| 0 | A stop. |"
+    yield "| 2 | A setting is wrong; the last line says which. |"
+    for status in Exit:
+        yield f"| {int(status)} | {status.meaning} |"
+
+
 def check_rows() -> Iterator[str]:
     for entry in CHECKS:
         yield f"| `{entry.name}` | {'yes' if entry.build else 'no'} | {entry.what} |"
@@ -103,6 +111,7 @@ TABLES = {
     "docs/api.md: OpenAI-compatible routes": ("docs/api.md", openai_rows),
     "docs/api.md: metadata": ("docs/api.md", metadata_rows),
     "docs/settings.md": ("docs/settings.md", settings_rows),
+    "docs/operations.md: exit statuses": ("docs/operations.md", exit_rows),
     "docs/operations.md: series": ("docs/operations.md", series_rows),
 }
 

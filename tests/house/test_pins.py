@@ -33,6 +33,9 @@ FLOORS_IF_USED = {
     "runpod": "!=1.7.11,!=1.7.12,!=1.7.13,!=1.8.*,!=1.9.*,!=1.10.0",
     "xgrammar": ">=0.1.32",
 }
+# What the lock for RTX 50xx (sm_120) has otherwise, and nothing else: torch, what it brings, and what it pins.
+BLACKWELL = {"torch": "==2.8.0", "triton": "==3.4.0"}
+OF_TORCH = re.compile(r"torch|triton|sympy|nvidia-\w+-cu12|nvidia-cuda-\w+-cu12")
 NEVER = {"outlines", "outlines-core", "diskcache"}
 _ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(\[[a-z0-9,_-]+\])?==(?P<version>[^\s;\\]+)(?P<marker> ;[^\\]*)?\\?$")
 _HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$")
@@ -112,11 +115,25 @@ def test_no_lock_names_a_host(lock: Path) -> None:
     assert re.findall(r"://|--(extra-)?index-url|--find-links|--trusted-host| @ ", lock.read_text()) == []
 
 
-def test_the_dev_lock_is_the_runtime_lock_and_more() -> None:
-    runtime, dev = locked("runtime.lock.txt"), locked("dev.lock.txt")
+@pytest.mark.parametrize(("image", "tests"), [("runtime", "dev"), ("blackwell", "blackwell-dev")])
+def test_the_lock_of_the_tests_is_the_lock_of_the_image_and_more(image: str, tests: str) -> None:
+    runtime, dev = locked(f"{image}.lock.txt"), locked(f"{tests}.lock.txt")
     assert runtime < dev
     shared = {entry.name for entry in runtime}
     assert {entry for entry in dev if entry.name in shared} == runtime
+
+
+@pytest.mark.parametrize(("ours", "blackwells"), [("runtime", "blackwell"), ("dev", "blackwell-dev")])
+def test_the_lock_for_blackwell_differs_only_where_torch_makes_it(ours: str, blackwells: str) -> None:
+    one, other = locked(f"{ours}.lock.txt"), locked(f"{blackwells}.lock.txt")
+    assert {entry.name for entry in one ^ other if not OF_TORCH.fullmatch(entry.name)} == set()
+    for name, version in BLACKWELL.items():
+        assert [entry.version in SpecifierSet(version) for entry in other if entry.name == name] == [True]
+
+
+def test_the_override_names_torch_alone() -> None:
+    lines = (ROOT / "requirements" / "blackwell.override.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [f"torch{BLACKWELL['torch']}"]
 
 
 def test_the_package_tells_the_version_of_the_project() -> None:

@@ -3,6 +3,7 @@
 python -m tests.twins.compiled 90
 """
 
+import inspect
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import triton
-from triton.backends.compiler import AttrsDescriptor, GPUTarget
+from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from zopilot_gpu.model.kernels import attention, experts, fused, routing
@@ -72,14 +73,24 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
 }  # fmt: skip
 
 
+def source_of(kernel: Any, types: dict[str, str], constants: dict[str, Any], even: list[int]) -> ASTSource:
+    """What Triton compiles; `even` are the places of the arguments that are multiples of 16."""
+    if "constexprs" in inspect.signature(ASTSource).parameters:  # Triton 3.4
+        types |= dict.fromkeys(constants, "constexpr")
+        return ASTSource(kernel, types, constants, {(place,): [["tt.divisibility", 16]] for place in even})
+    from triton.backends.compiler import AttrsDescriptor
+
+    attributes = AttrsDescriptor.from_dict({"arg_properties": {"tt.divisibility": even}, "cls": "AttrsDescriptor"})
+    return ASTSource(kernel, types, constants, attributes)
+
+
 def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     """Registers, bytes of stack, and counts of instructions."""
     kernel, types, constants, warps, multiples = KERNELS[name]
     order = list(kernel.arg_names)
     types = {argument: types[argument] for argument in order if argument in types}
     even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
-    attributes = AttrsDescriptor.from_dict({"arg_properties": {"tt.divisibility": even}, "cls": "AttrsDescriptor"})
-    source = ASTSource(kernel, types, constants, attributes)
+    source = source_of(kernel, types, constants, even)
     binary = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
     file = directory / "kernel.cubin"
     file.write_bytes(binary.asm["cubin"])

@@ -15,7 +15,7 @@ from zopilot_gpu.engine.engine import Drawn, Engine
 from zopilot_gpu.engine.loop import EngineLoop, fatal_reason, is_out_of_memory
 from zopilot_gpu.engine.scheduler import Scheduled
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.errors import OutOfMemory, ShuttingDown
+from zopilot_gpu.errors import EngineFailed, OutOfMemory
 from zopilot_gpu.events import GREEDY, Sampling
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.text.json_schema import narrow
@@ -196,9 +196,9 @@ async def test_a_lost_device_is_told_and_nothing_is_tried_on_it_again(
 
     monkeypatch.setattr(it, "_forward", fail)
     doomed = [loop.submit(sequence(prompt)) for prompt in prompts[:2]]
-    assert [type(await twin.collect(one)) for one in doomed] == [ShuttingDown, ShuttingDown]
+    assert [type(await twin.collect(one)) for one in doomed] == [EngineFailed, EngineFailed]
     assert loop.fatal == "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert isinstance(await twin.collect(loop.submit(sequence(prompts[2]))), ShuttingDown)
+    assert isinstance(await twin.collect(loop.submit(sequence(prompts[2]))), EngineFailed)
     assert len(tried) == 1
     assert loop.stalled_s < 2  # it is not stuck: it refuses
     await loop.close()
@@ -215,7 +215,7 @@ async def test_a_device_that_fails_to_be_emptied_is_lost(
 
     monkeypatch.setattr(it, "_forward", lambda *_: 1 / 0)
     monkeypatch.setattr(it, "reset", lost)
-    assert isinstance(await twin.collect(loop.submit(sequence(prompts[0]))), ShuttingDown)
+    assert isinstance(await twin.collect(loop.submit(sequence(prompts[0]))), EngineFailed)
     assert loop.fatal
     await loop.close()
 

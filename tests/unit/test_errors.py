@@ -5,7 +5,7 @@ import re
 import pytest
 
 from zopilot_gpu import errors
-from zopilot_gpu.errors import InvalidRequest, ServiceError
+from zopilot_gpu.errors import InvalidRequest, ServiceError, in_a_line
 
 _ROW = re.compile(
     r"[├└]── (?P<name>\w+) +(?P<code>\w+|\(given\)) +(?P<status>\d{3}[\d ·]*)(?P<retry>\+ Retry-After)?$", re.MULTILINE
@@ -57,3 +57,9 @@ def test_a_detail_is_for_the_operator_and_leaves_the_callers_sentence_alone(kind
     assert str(error) == error.detail == "/mnt/model is broken"
     assert error.retry_after_s == 7
     assert str(kind()) == kind.message
+
+
+def test_what_a_library_says_is_cut_to_its_first_sentence() -> None:
+    assert in_a_line(ValueError("\n  It broke. Here is how\nto mend it.")) == "ValueError: It broke"
+    assert in_a_line(KeyError()) == "KeyError"
+    assert len(in_a_line(RuntimeError("x" * 1000))) < 350

@@ -30,9 +30,12 @@ def build_app(
         problem = queue().problem
         return {"doctor": findings()} | ({"jobs_problem": problem} if problem else {})
 
+    async def counted() -> tuple[dict[str, int], dict[str, int]]:
+        return await queue().counts(), queue().courier.outcomes
+
     return Starlette(
         routes=[
-            *health.routes(runner, for_operators),
+            *health.routes(runner, for_operators, counted),
             *openai.routes(runner, settings),
             *jobs.routes(queue),
             openapi.route(),

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zopilot_gpu import log
 from zopilot_gpu.api import metrics, request
 from zopilot_gpu.api.openai import errors as openai
-from zopilot_gpu.errors import Forbidden, InternalError, InvalidRequest, ServiceError, Unauthorised
+from zopilot_gpu.errors import EngineFailed, Forbidden, InternalError, InvalidRequest, ServiceError, ShuttingDown, Unauthorised
 
 _log = log.get(__name__)
 _SHAPED = "zopilot_gpu.error_is_shaped"
@@ -43,8 +43,8 @@ class ErrorResponse(JSONResponse):
             headers["Retry-After"] = str(error.retry_after_s)
         if isinstance(error, Unauthorised | Forbidden):
             headers["WWW-Authenticate"] = "Bearer"
-        if error.status in {408, 413}:
-            headers["Connection"] = "close"  # the rest of the body is not worth reading
+        if error.status in {408, 413} or isinstance(error, ShuttingDown | EngineFailed):
+            headers["Connection"] = "close"  # the rest of the body is not worth reading, or nobody will read the next request
         info = request.current()
         if info.speaks_openai:
             super().__init__(openai.body(error), openai.status_of(error), headers)

@@ -3,6 +3,8 @@
 Cors -> Failures -> Auth -> Limits -> (Playground) -> ParsePrompt -> Disconnect -> the routes
 """
 
+import re
+
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -11,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from zopilot_gpu.api import request
 from zopilot_gpu.api.auth import OPEN_PATHS, Auth
 from zopilot_gpu.api.disconnect import Disconnect
+from zopilot_gpu.api.exchanges import Counted, Exchanges
 from zopilot_gpu.api.failures import ErrorResponse, Failures
 from zopilot_gpu.api.keys import ring_of
 from zopilot_gpu.api.limits import Limits
@@ -19,12 +22,16 @@ from zopilot_gpu.api.playground import PATHS, Playground
 from zopilot_gpu.errors import InvalidRequest
 from zopilot_gpu.settings import Settings, load_settings
 
+_HEADERS = {"Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "Idempotency-Key", "Last-Event-ID"}
+_HEADERS |= {"OpenAI-Organization", "OpenAI-Project", "OpenAI-Beta", "User-Agent"}
+_TELLS_OF_THE_CLIENT = re.compile(r"x-stainless-[a-z0-9-]{1,64}")
+
 
 class Gate:
     """All of our middleware as one ASGI app, built from the environment when the server builds its stack."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = through_the_gate(app, load_settings())
+    def __init__(self, app: ASGIApp, exchanges: Exchanges) -> None:
+        self.app = Counted(through_the_gate(app, load_settings()), exchanges)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -61,7 +68,7 @@ class Cors(CORSMiddleware):
             app,
             allow_origins=origins,
             allow_methods=["DELETE", "GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key", "X-Request-ID", "Idempotency-Key", "Last-Event-ID"],
+            allow_headers=sorted(_HEADERS),
             expose_headers=["X-Request-ID", "Retry-After", "Location"],
             max_age=600,
         )
@@ -73,9 +80,16 @@ class Cors(CORSMiddleware):
         await super().__call__(scope, receive, send)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """The answer to a preflight."""
-        response = super().preflight_response(request_headers)
+        """The answer to a preflight. OpenAI's client tells of itself in headers: they pass, and nobody reads them."""
+        wanted = [name.strip().lower() for name in request_headers.get("access-control-request-headers", "").split(",")]
+        told = {name for name in wanted if _TELLS_OF_THE_CLIENT.fullmatch(name)}
+        asked = request_headers.mutablecopy()
+        if told:
+            asked["access-control-request-headers"] = ", ".join(name for name in wanted if name not in told) or "content-type"
+        response = super().preflight_response(asked)
         if response.status_code < 400:
+            if told:
+                response.headers["access-control-allow-headers"] = ", ".join(sorted({*self.allow_headers, *told}))
             return response
         refusal = ErrorResponse(InvalidRequest(400, "cors_refused", "This origin, method or header is not allowed."))
         refusal.headers["X-Request-ID"] = request.current().request_id

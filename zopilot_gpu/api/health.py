@@ -6,7 +6,7 @@ paths and remedy) is there for callers with a key.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +24,15 @@ from zopilot_gpu.events import GREEDY, Job
 _STATUS = {"ready": "ok", "loading": "loading", "failed": "unavailable", "closed": "shutting_down"}
 
 
-def routes(runner: Callable[[], Runner], for_operators: Callable[[], dict[str, Any]]) -> list[Route]:
-    """The routes. `runner` gives the service's runner once it is made; `for_operators` what `/health` says to them besides."""
+def routes(
+    runner: Callable[[], Runner],
+    for_operators: Callable[[], dict[str, Any]],
+    jobs: Callable[[], Awaitable[tuple[Mapping[str, int], Mapping[str, int]]]],
+) -> list[Route]:
+    """The routes. `runner` gives the service's runner once it is made; `for_operators` what `/health` says to them besides.
+
+    `jobs` counts jobs by state, and tries of callbacks by outcome.
+    """
     started_s = time.monotonic()
 
     async def health(_: Request) -> Response:
@@ -51,7 +58,7 @@ def routes(runner: Callable[[], Runner], for_operators: Callable[[], dict[str, A
         return JSONResponse({"status": "ok", "seconds": round(time.monotonic() - began_s, 4)})
 
     async def series(_: Request) -> Response:
-        return Response(metrics.render(runner().state()), media_type=metrics.CONTENT_TYPE)
+        return Response(metrics.render(runner().state(), *await jobs()), media_type=metrics.CONTENT_TYPE)
 
     return [
         Route("/health", health, methods=["GET"]),

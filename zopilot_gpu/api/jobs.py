@@ -27,7 +27,7 @@ from zopilot_gpu.api.failures import as_service_error, error_body
 from zopilot_gpu.api.parse import check, job_of, parse_prompt, read_as
 from zopilot_gpu.api.request import RequestInfo
 from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
-from zopilot_gpu.errors import InvalidRequest, ServiceError
+from zopilot_gpu.errors import EngineFailed, InvalidRequest, ServiceError
 from zopilot_gpu.jobs.queue import JobQueue
 from zopilot_gpu.jobs.record import STATES, NotNow, Outcome, Record, view, whole_view
 from zopilot_gpu.settings import Settings
@@ -70,6 +70,8 @@ def open_queue(settings: Settings, runner: Runner) -> JobQueue:
                     yield Outcome("done", piece.model_dump_json()) if isinstance(piece, PromptResponse) else piece
         except Exception as error:  # noqa: BLE001  (a border: whatever fails, the job ends with it)
             refusal = as_service_error(error)
+            if isinstance(refusal, EngineFailed):
+                return  # as it runs, so the process ends with it: the next one begins it again, and counts
             if refusal.code in _LATER:
                 yield NotNow(refusal.retry_after_s or 1)
             else:

@@ -3,7 +3,7 @@
 Series are described in docs/operations.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -100,8 +100,33 @@ class _Engine(Collector):
             yield CounterMetricFamily(f"zopilot_gpu_engine_{name}", what, value)
 
 
-_engine = _Engine()
+class _Jobs(Collector):
+    """Jobs and callbacks, as counted when somebody asks."""
+
+    def __init__(self) -> None:
+        self.states: Mapping[str, int] = {}
+        self.callbacks: Mapping[str, int] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        kept = GaugeMetricFamily(
+            "zopilot_gpu_jobs", "Jobs that are kept, by state; none while they can't be.", labels=["state"]
+        )
+        for state, num in self.states.items():
+            kept.add_metric([state], num)
+        yield kept
+        tries = CounterMetricFamily(
+            "zopilot_gpu_callbacks",
+            "Tries of callbacks, by outcome: delivered, failed (to be tried again), gave_up.",
+            labels=["outcome"],
+        )
+        for outcome, num in self.callbacks.items():
+            tries.add_metric([outcome], num)
+        yield tries
+
+
+_engine, _jobs = _Engine(), _Jobs()
 REGISTRY.register(_engine)
+REGISTRY.register(_jobs)
 
 
 def observe_request(path: str, status: int | None, seconds: float) -> None:
@@ -138,10 +163,11 @@ def observe_key_tokens(name: str, usage: Usage) -> None:
     _key_tokens.labels(name, "completion").inc(usage.completion_tokens)
 
 
-def render(state: RunnerState) -> bytes:
-    """All series in the text format, with the runner's gauges as of now."""
+def render(state: RunnerState, jobs: Mapping[str, int], callbacks: Mapping[str, int]) -> bytes:
+    """All series in the text format, with the runner's gauges as of now, jobs by state and tries of callbacks by outcome."""
     _running.set(state.num_running)
     _waiting.set(state.num_waiting)
     _ready.set(state.phase == "ready")
     _engine.stats = state.engine
+    _jobs.states, _jobs.callbacks = jobs, callbacks
     return generate_latest(REGISTRY)

@@ -1,5 +1,7 @@
 """The load generator behind `zopilot-gpu bench serve`. Knows HTTP as any client does; never torch, the runners or the service.
 
+`gpu`, which measures a card, is a stranger to the rest but for `plot`.
+
     workload ── bodies, arrivals ──▶ load ──▶ client ──▶ one Record a request ──▶ figures ──▶ report, plot
      (seed)                        (clock)   (HTTP, SSE)                          (numbers)
 

@@ -5,6 +5,7 @@ zopilot-gpu prompt "..." [...]    ask a running service
 zopilot-gpu chat [...]            talk with a running service
 zopilot-gpu jobs submit "..."     ask now, collect later: submit, get, watch, cancel, ls
 zopilot-gpu bench serve [...]     load a running service and measure its answers
+zopilot-gpu bench gpu [...]       measure a card, without a model
 zopilot-gpu prepare [...]         pack a model before a service needs it
 zopilot-gpu store ls|verify|gc    what is packed on the volumes
 zopilot-gpu doctor [--json]       what will work on this machine, and what will not

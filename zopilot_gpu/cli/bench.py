@@ -1,13 +1,15 @@
-"""`zopilot-gpu bench serve`: loads a running service and says how it answered.
+"""`zopilot-gpu bench serve` loads a running service and says how it answered; `bench gpu` measures a card.
 
 Standard output gets tables and, as its last line, one line of JSON with all figures; the progress bar goes to standard error.
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from zopilot_gpu.bench.workload import Mix, Plan, Span
 from zopilot_gpu.cli.common import fail, read_object
@@ -15,11 +17,7 @@ from zopilot_gpu.cli.common import fail, read_object
 app = typer.Typer(no_args_is_help=True, help="Measure.")
 _NUM_CALLERS = 8
 _NUM_REQUESTS = 100
-
-
-@app.callback()
-def _bench() -> None:
-    """NOTE: with a callback, a group of one command stays a group."""
+_SECTIONS = ("check", "kernels", "model", "baseline", "nested", "load")
 
 
 @app.command()
@@ -60,6 +58,34 @@ def serve(  # noqa: PLR0913  (one parameter an option)
         fail(str(error))
     typer.echo(json.dumps(report))
     raise typer.Exit(0 if report["figures"]["num_succeeded"] else 1)
+
+
+@app.command()
+def gpu(
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes, a minute or two.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="All of it at a tiny size on the CPU: figures mean nothing.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="SECTION", help=f"Only these: {', '.join(_SECTIONS)}.")] = None,
+    file: Annotated[Path | None, typer.Option("--json", help="Write the report here as it grows.", dir_okay=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a roofline to this SVG file.", dir_okay=False)] = None,
+) -> None:
+    """Measure a card: correctness, kernels, the full-size model made up, loading; status 1 when anything is wrong."""
+    if unknown := set(only or ()) - set(_SECTIONS):
+        raise typer.BadParameter(f"--only: there is no section {min(unknown)!r}; there are {', '.join(_SECTIONS)}.")
+    import torch  # noqa: PLC0415  (it takes seconds, which no other command needs)
+
+    if demo:
+        torch.set_num_threads(1)  # as the runner has it for a model as small: threads would wait for each other
+    if not demo and not torch.cuda.is_available():
+        fail("torch finds no usable GPU and driver; --demo runs all of it at a tiny size on the CPU.")
+    from zopilot_gpu.bench.gpu import run, sizes  # noqa: PLC0415
+
+    chosen = sizes.TINY if demo else sizes.QUICK if quick else sizes.FULL
+    device = torch.device("cpu" if demo else "cuda")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    report = run.run(chosen, device, only or (), file, plot, console)
+    typer.echo(json.dumps(report))
+    raise typer.Exit(1 if report["failures"] else 0)
 
 
 def _span(option: str, text: str) -> Span:

@@ -143,7 +143,8 @@ def _make(name: str, roots: list[Path], absmax: Absmax, told: Told) -> Published
 
     root = next((root for root in roots if root.is_dir() and files.is_writable(root)), None)
     if root is None:
-        raise ModelUnavailable(detail=f"None of {', '.join(map(str, roots))} is a directory that can be written.")
+        places = ", ".join(map(str, roots))
+        raise ModelUnavailable(detail=f"None of {places} is a directory that user {os.geteuid()} can write to.")
     return make_packed(name, root, absmax, lambda done, total: told(f"making {name}", done, total))
 
 

@@ -126,7 +126,7 @@ def triton(facts: Facts) -> Check:
         return Check("triton", "fail", "dead", f"It can't make a kernel: {tried.problem}.", "Install gcc and Python's headers.")
     if tried.value:
         return Check("triton", "ok", tried.value, "Kernels can be made.")
-    return Check("triton", "ok", "not tried", "There is no GPU to run a kernel on, and the CPU needs none.")
+    return Check("triton", "ok", "not tried", "There is no GPU that could run a kernel; the CPU needs none.")
 
 
 def keys(facts: Facts) -> Check:
@@ -145,7 +145,7 @@ def keys(facts: Facts) -> Check:
         reason = "ZOPILOT_GPU_ALLOW_ANONYMOUS=true: anybody who reaches the port uses the model."
         return Check("keys", "warn", "none", reason, "Set ZOPILOT_GPU_API_KEY, unless nobody else reaches it.")
     if found.num_short:
-        return Check("keys", "warn", value, f"{found.num_short} have fewer than 16 characters.", "Use long random ones.")
+        return Check("keys", "warn", value, f"Shorter than 16 characters: {found.num_short}.", "Use long random ones.")
     return Check("keys", "ok", value, "Callers need one.")
 
 

@@ -102,6 +102,11 @@ class Engine:
             width = max(width, self._forms.widths[-1])
         self._tables = inputs.Tables(scheduler.max_running, width)
 
+    def claim_device(self) -> None:
+        """Makes the engine's GPU that of the calling thread: kernels are launched on the thread's."""
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
     @torch.inference_mode()
     def step(self) -> list[Drawn]:
         """Brings the oldest step that is launched to its end, launching it first if none is, and the next one where it can.

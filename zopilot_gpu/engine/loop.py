@@ -23,7 +23,7 @@ from zopilot_gpu.engine.engine import Drawn, Engine
 from zopilot_gpu.engine.grammar import unfollowable
 from zopilot_gpu.engine.scheduler import TooLong
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.errors import DeadlineExceeded, InternalError, OutOfMemory, ServiceError, ShuttingDown
+from zopilot_gpu.errors import DeadlineExceeded, EngineFailed, InternalError, OutOfMemory, ServiceError, ShuttingDown
 
 _log = log.get(__name__)
 _IDLE_S = 0.5  # the longest time between two heartbeats while nothing runs
@@ -72,6 +72,11 @@ class EngineLoop:
         """Ends a sequence before the next step but one; nothing more arrives. For one that has ended it does nothing."""
         self._send("remove", mailbox)
 
+    def abandon(self, error: ServiceError) -> None:
+        """Puts `error` into every mailbox from the event loop, because the thread hangs or has given up."""
+        arriving = [mailbox for what, mailbox in list(self._inbox) if what == "add"]
+        _put([(mailbox, error) for mailbox in [*list(self._mail.values()), *arriving]])
+
     async def close(self) -> None:
         """Ends the thread after the step in progress; what is left fails as `ShuttingDown`."""
         self._closing = True
@@ -85,6 +90,7 @@ class EngineLoop:
     # The rest runs on the thread.
 
     def _run(self) -> None:
+        self._engine.claim_device()
         while not self._closing:
             self._heartbeat_s = time.monotonic()
             try:
@@ -98,7 +104,7 @@ class EngineLoop:
         self._take_inbox()
         self._expire()
         if self.fatal:
-            self._fail(list(self._mail.values()), ShuttingDown(retry_after_s=_RETRY_S))
+            self._fail(list(self._mail.values()), EngineFailed(retry_after_s=_RETRY_S))
             self._wait()
         elif self._mail:
             self._step()
@@ -152,7 +158,7 @@ class EngineLoop:
 
     def _answer(self, error: Exception) -> ServiceError:
         if self.fatal:
-            return ShuttingDown(retry_after_s=_RETRY_S)
+            return EngineFailed(retry_after_s=_RETRY_S)
         return OutOfMemory(retry_after_s=_RETRY_S) if is_out_of_memory(error) else InternalError()
 
     def _fail(self, mailboxes: list[Mailbox], error: ServiceError) -> None:

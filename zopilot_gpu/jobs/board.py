@@ -41,6 +41,11 @@ class Board:
     def __init__(self) -> None:
         self._live: WeakValueDictionary[str, Live] = WeakValueDictionary()
 
+    def wake_all(self) -> None:
+        """Lets everybody who watches look again."""
+        for live in list(self._live.values()):
+            live.record_changed()
+
     def of(self, job_id: str) -> Live:
         """The one that is there, or a new one."""
         live = self._live.get(job_id)

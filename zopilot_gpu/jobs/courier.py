@@ -49,6 +49,7 @@ class Courier:
         self._retry_s, self._max_letters = settings.callback_retry_s, settings.jobs_max
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self.outcomes = dict.fromkeys(("delivered", "failed", "gave_up"), 0)  # of tries, since this process began
 
     def start(self, store: Store) -> None:
         """Begins to deliver what is due."""
@@ -90,6 +91,7 @@ class Courier:
             due_at = time.time() + self._retry_s * _FACTOR**num_tries
             query = "UPDATE outbox SET num_tries = ?, due_at = ? WHERE delivery_id = ?"
             await store.change(query, (num_tries + 1, due_at, delivery_id))
+        self.outcomes["delivered" if problem is None else "gave_up" if last else "failed"] += 1
         if problem is None:
             _log.info("callback_delivered", delivery_id=delivery_id, num_tries=num_tries + 1)
         else:

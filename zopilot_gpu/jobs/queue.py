@@ -22,7 +22,7 @@ from zopilot_gpu import log
 from zopilot_gpu.errors import JobsFull, JobsUnavailable
 from zopilot_gpu.jobs.board import Board, Live
 from zopilot_gpu.jobs.courier import Courier
-from zopilot_gpu.jobs.record import ENDED, NotNow, Outcome, Record, State, whole_view
+from zopilot_gpu.jobs.record import ENDED, STATES, NotNow, Outcome, Record, State, whole_view
 from zopilot_gpu.jobs.store import Store, open_store
 from zopilot_gpu.jobs.volume import VolumeError
 from zopilot_gpu.settings import Settings
@@ -116,12 +116,19 @@ class JobQueue:
                 await changed.wait()
 
     async def counts(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        return dict(await self.store.read("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
+        """How many jobs are in each state; nothing while they can't be counted."""
+        try:
+            found = dict(await self.store.read("SELECT state, COUNT(*) FROM jobs GROUP BY state"))
+        except (JobsUnavailable, sqlite3.Error):
+            return {}
+        return {state: found.get(state, 0) for state in STATES}
 
     async def close(self) -> None:
-        """Puts what runs back into the line, for the next start, and closes the database."""
+        """Puts what runs back into the line, for the next start, and closes the database. Safe to call again."""
+        if self._stopping:
+            return
         self._stopping = True
+        self._board.wake_all()  # whoever follows a job is told that it can't be followed now
         tasks = [self._main, *self._running.values()]
         for task in tasks:
             task.cancel()

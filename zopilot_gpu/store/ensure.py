@@ -9,6 +9,7 @@ Found means no network call. torch is imported only where something is packed. A
 `build=False`, serves from what it gets, and calls it again with `build=True` on a thread, for the next start.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +132,17 @@ def _download(wanted: Wanted, progress: Progress) -> Located:
     return locate(wanted.model, wanted.revision, wanted.roots)
 
 
+def _unwritable(roots: Sequence[Path]) -> str:
+    """Why nothing can be written, and what an operator can do."""
+    mounted = ", ".join(str(root) for root in roots if root.is_dir())
+    if not mounted:
+        return f"no volume is mounted (looked for {', '.join(map(str, roots))})"
+    return (
+        f"user {os.geteuid()} can't write to {mounted}: mount it writable, let this user write there (chown {os.geteuid()}), "
+        "or run `zopilot-gpu prepare` as one who may"
+    )
+
+
 def _pack() -> Pack:
     from zopilot_gpu.store.pack import pack  # noqa: PLC0415  (imports torch)
 
@@ -140,7 +152,7 @@ def _pack() -> Pack:
 def _build(wanted: Wanted, located: Located, mark: str, progress: Progress, stopped: Stopped) -> Prepared:
     root = next((root for root in wanted.roots if root.is_dir() and files.is_writable(root)), None)
     if root is None:
-        return Prepared(located, None, "no volume is writable, so it can't be packed")
+        return Prepared(located, None, f"it can't be packed: {_unwritable(wanted.roots)}")
     task = Task(located, mark, root / FOLDER, wanted.absmax or "double", wanted.device, wanted.pace, wanted.pack or _pack())
     try:
         found, why = build_or_wait(task, progress, stopped)

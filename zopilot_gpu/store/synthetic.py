@@ -28,6 +28,7 @@ from zopilot_gpu.store.tensors import plan_file
 
 SIZES = {  # layers, width, inner, heads, KV heads, experts, vocabulary
     "mixtral-8x7b": (32, 4096, 14336, 32, 8, 8, 32_000),
+    "mixtral-8x7b-slice": (2, 4096, 14336, 32, 8, 8, 32_000),  # of full width, so that a layer's file is as large
     "small": (8, 2048, 5632, 16, 4, 8, 32_000),
     "demo-size": (6, 256, 192, 8, 4, 8, 1024),
 }

@@ -99,7 +99,7 @@ def _volume(**changed: object) -> Volume:
 
 
 _OWN_DISK = Mount("/", "overlay", read_only=False)
-_MISSING = f"{NAME} is not in the mounted cache. Looked below /runpod-volume, /workspace, /home/bentoml/.cache/huggingface."
+_MISSING = f"{NAME} is not in the mounted cache. Looked below /runpod-volume, /workspace, ~/.cache/huggingface."
 _NO_DRIVER = Machine(*_cu124, _MEMORY)
 
 # name: the facts, the worst verdict, the check that says it, and a part of its sentence
@@ -227,7 +227,7 @@ MACHINES: dict[str, tuple[Facts, str, str, str]] = {
         "zopilot-gpu prepare --download",
     ),
     "no key": (facts(default(H100), keys=Keys(0, problem=NO_KEY)), "fail", "keys", "Set ZOPILOT_GPU_API_KEY"),
-    "short keys": (facts(default(H100), keys=Keys(2, num_short=1)), "warn", "keys", "fewer than 16 characters"),
+    "short keys": (facts(default(H100), keys=Keys(2, num_short=1)), "warn", "keys", "Shorter than 16 characters: 1."),
     "anonymous": (
         facts(default(H100), keys=Keys(0), settings=settings(api_key=(), allow_anonymous=True)),
         "warn",

@@ -237,6 +237,15 @@ def test_a_config_that_does_not_fit_the_weights_is_model_unavailable(copy: Path,
     assert str(copy) in str(refusal.value.detail)
 
 
+def test_a_dead_library_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from bitsandbytes import cextension
+
+    dead = cextension.ErrorHandlerMockBNBNativeLibrary("libcusparse.so.12: cannot open shared object file")
+    monkeypatch.setattr(cextension, "lib", dead)
+    with pytest.raises(ModelUnavailable, match=r"native library can't be loaded \(OSError: libcusparse.*requirements anew"):
+        CausalLM(Located("any", tmp_path, None, "llama"), Device("cuda", "test"), lambda *_: None)
+
+
 def test_a_checkpoint_in_nf4_is_loaded_as_it_is(mixtral: CausalLM, tmp_path: Path) -> None:
     mixtral._model.save_pretrained(tmp_path)
     again = load(tmp_path)
