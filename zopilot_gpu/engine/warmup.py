@@ -85,14 +85,19 @@ def _most_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         return 0
     torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()  # the pool's size is from what is then free
+    _empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)
     most = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
+    _empty_cache()  # the pool's size is from what is then free
     return most
+
+
+def _empty_cache() -> None:
+    with graphs.no_capture:  # of another engine, on another GPU
+        torch.cuda.empty_cache()
 
 
 def _padding(kind: Kind, max_rows: int, device: torch.device) -> Batch:
