@@ -4,7 +4,7 @@ Knows which sizes of steps there are; writes to the padding block alone, so it r
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -72,11 +72,14 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
 def kinds(max_rows: int, max_step_tokens: int, max_blocks: int) -> Iterator[Kind]:
     """Steps after which no other meets a kernel that is not compiled."""
     widths = graphs.table_widths(max_blocks)
-    for width in widths:
-        yield from (Kind(count, count, width) for count in _COUNTS if count <= max_rows)
-        yield from (Kind(count * _RUN, 1, width) for count in _COUNTS if count * _RUN <= max_step_tokens)
     sizes = {count for count in graphs.TOKENS if count <= max_step_tokens} | {max_rows}
-    yield from (Kind(count, min(count, max_rows), widths[0]) for count in sorted(sizes))
+    # Attention splits a context by the width of its table and by how many decode: beside each size an odd number of these.
+    decodes = {Kind(size, size, widths[0]) for size in sizes if size <= max_rows}
+    decodes |= {Kind(size, size - 2, widths[0]) for size in sizes if 8 <= size <= max_rows}
+    for width in widths:
+        yield from (replace(kind, width=width) for kind in decodes)
+        yield from (Kind(count * _RUN, 1, width) for count in _COUNTS if count * _RUN <= max_step_tokens)
+    yield from (Kind(size, min(size, max_rows), widths[0]) for size in sizes)
     yield Kind(max_step_tokens, 1, widths[0])
 
 
