@@ -173,7 +173,7 @@ class MixtralBackend:
 
 def _pool_size(model: Mixtral, dtype: torch.dtype, limits: Limits, context: int, progress: Progress) -> PoolSize:
     """The KV pool's size, on a GPU out of what steps were seen to leave; their kernels are compiled on the way."""
-    where = model.embedding.device
+    where = model.device
     reserved_bytes = 0
     if where.type == "cuda":
         progress("kernels", 1.0)

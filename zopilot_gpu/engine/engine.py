@@ -85,7 +85,7 @@ class Engine:
         self.scheduler = scheduler
         self.num_steps = 0
         self._masks = Masks()
-        self._device = model.embedding.device
+        self._device = model.device
         self._steps_ahead = self._device.type == "cuda" if steps_ahead is None else steps_ahead
         self._launched: _Launched | None = None
         self._scheduled: list[Scheduled] = []

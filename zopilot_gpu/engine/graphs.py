@@ -67,7 +67,7 @@ class Forms:
     ) -> None:
         self._model, self._pools, self._seats, self._capture = model, pools, seats, capture
         self.ladder, self.widths = _ladder(_ROWS, max_rows), table_widths(max_blocks)
-        device = model.embedding.device
+        device = model.device
         largest = Sizes(self.ladder[-1], self.ladder[-1], self.widths[-1], self.ladder[-1])
         self._memory = torch.zeros(num_bytes(largest), dtype=torch.uint8, device=device)
         self._logits = torch.zeros(largest.num_rows, model.config.vocab_size, device=device)

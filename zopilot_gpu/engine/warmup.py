@@ -52,7 +52,7 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
         max_step_tokens: most tokens of a step.
         max_blocks: most blocks of a sequence.
     """
-    device = model.embedding.device
+    device = model.device
     pools = make_pools(model.config, PoolSize(0, "padding alone"), kv_dtype, device)
     widest = graphs.table_widths(max_blocks)[-1]
 

@@ -43,6 +43,11 @@ class Mixtral:
     rotary: torch.Tensor  # [positions, 2, h] in the dtype of the activations: cosine, sine
     parts: Parts = field(default_factory=PlainParts)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.norm.device
+
     @torch.inference_mode()
     def forward(self, batch: Batch, pools: Sequence[torch.Tensor]) -> torch.Tensor:
         """Logits of the asked rows; the step's keys and values are in the pools afterwards.
