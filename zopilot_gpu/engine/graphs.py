@@ -205,6 +205,11 @@ def padded(num_tokens: int) -> int:
     return _at_least(list(TOKENS), num_tokens) if num_tokens <= TOKENS[-1] else num_tokens
 
 
+def num_forms(max_rows: int, max_blocks: int) -> int:
+    """How many there will be once all are captured."""
+    return len(_ladder(_ROWS, max_rows)) * len(table_widths(max_blocks))
+
+
 def table_widths(max_blocks: int) -> list[int]:
     """The widths of block tables, up to one for sequences of `max_blocks`."""
     return _ladder(_BLOCKS, -(-max_blocks // 16) * 16)

@@ -7,7 +7,7 @@ import torch
 from zopilot_gpu.model.config import MixtralConfig
 
 BLOCK_SIZE = 16
-_MARGIN_BYTES = 512 * 1024**2  # for what no step shows: the driver's own, and pieces between tensors
+_MARGIN_BYTES = 256 * 1024**2  # for what no step shows: the driver's own, and pieces between tensors
 _MOST_BYTES_ON_CPU = 256 * 1024**2
 
 

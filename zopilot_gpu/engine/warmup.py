@@ -17,7 +17,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 _RUN = 16  # tokens of a prompt that attention takes as one; see `zopilot_gpu.model.kernels.attention`
 # Triton compiles anew for a count that is 1, that is a multiple of 16, and for all others.
 _COUNTS = (1, 2, 16)
-_GRAPHS_BYTES = 256 * 1024**2  # what the driver keeps of some fifty graphs of a few hundred kernels each: not measured
+_GRAPH_BYTES = 5 * 1024**2  # what the driver keeps of a graph of a few hundred kernels: not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,16 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes that a step needs beside weights and pools: any step at most, and the largest step of decodes."""
+    """Bytes that a step needs beside weights and pools: any step at most, and the largest of decodes; and how many forms."""
 
     step_bytes: int
     decode_bytes: int
+    num_forms: int
 
     @property
     def reserved_bytes(self) -> int:
-        """What has to stay free for steps and for graphs, whose memory is apart and as large as the largest one's."""
-        return self.step_bytes + self.decode_bytes * 2 + _GRAPHS_BYTES
+        """What has to stay free for steps and for graphs: their memory is apart, and holds the largest and pieces of others."""
+        return self.step_bytes + self.decode_bytes * 2 + self.num_forms * _GRAPH_BYTES
 
 
 def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_tokens: int, max_blocks: int) -> Measured:
@@ -66,6 +67,7 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
     return Measured(
         step_bytes=_most_bytes(lambda: run(Kind(max_step_tokens, 1, widest)), device),
         decode_bytes=_most_bytes(lambda: run(Kind(max_rows, max_rows, widest)), device),
+        num_forms=graphs.num_forms(max_rows, max_blocks) if model.parts.can_be_captured else 0,
     )
 
 
