@@ -51,7 +51,7 @@ class Closing:
     """A Mixtral that knows nothing but likes to come to an end: quotes and brackets weigh more."""
 
     def __init__(self, model: Mixtral, tokenizer: Tokenizer) -> None:
-        self._model, self.config, self.embedding = model, model.config, model.embedding
+        self._model, self.config, self.device, self.parts = model, model.config, model.device, model.parts
         closes = [any(mark in tokenizer.decode([token]) for mark in '"]}') for token in range(model.config.vocab_size)]
         self._bias = torch.tensor(closes) * 3.5
 

@@ -169,6 +169,12 @@ def test_a_step_of_every_kind_runs_on_the_padding_alone(model: Mixtral) -> None:
     assert measured.reserved_bytes == 0  # nothing is measured on a CPU
 
 
+def test_pools_without_a_block_for_padding_are_refused(model: Mixtral) -> None:
+    it = twin.engine(model, num_blocks=16)
+    with pytest.raises(ValueError, match="padding"):
+        Engine(model, [pool[:, :16] for pool in it._pools], it.scheduler)
+
+
 def test_a_form_that_can_not_be_captured_is_done_without(
     model: Mixtral, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ class Forms:
         try:
             form.replay = self._capture(run)
         except RuntimeError as error:  # out of memory, or what this torch can't capture: steps go on without
-            _log.warning("capture_failed", rows=rows, blocks=blocks, problem=str(error)[:300])
+            _log.warning("capture_failed", rows=rows, blocks=blocks, problem=str(error.__context__ or error)[:300])
             if form.memory.is_cuda:
                 torch.cuda.synchronize(form.memory.device)  # raises where the device itself is lost
             return False
