@@ -229,7 +229,7 @@ class BackgroundRunner:
         self._machine = look(at_card=self._settings.device != "cpu")
         without_cudnn()
         device = choose_device(self._settings.device, self._machine)
-        name, why = choose_backend(self._settings.runner, choose_form(located, device))
+        name, why = choose_backend(self._settings.runner, choose_form(located, device, self._settings.kv_dtype))
         self._state = replace(self._state, device=device.name, runner=name, why=why)
         if name == "plain" and prepared.is_packed:
             located = ensure(self._wanted(build=False, packed=False)).located

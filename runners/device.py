@@ -3,20 +3,21 @@
 import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from runners.machine import Machine, look, why_no_gpu
+from runners.memory import Keeps, Sum, sum_of
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store.locate import Located
+from zopilot_gpu.store.manifest import MANIFEST
 
 _SHARE_FOR_WEIGHTS = 0.6  # of a CPU's memory; the rest is for others, the KV pool, activations and the source while it is read
 _SMALL_BYTES = 1_000_000_000
-_NF4_BYTES = 0.53  # a weight: half a byte, and a bf16 absmax for each 64; 0.516 with double quantisation
 _LEAST_CONTEXT = 4096  # tokens that the KV pool must have room for
-_WORK_BYTES = 1_000_000_000  # activations, and one expert's matrix where a product dequantises it
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +32,13 @@ class Device:
 class Form:
     """How our own model holds a model's weights, and why so; `name` is None where it can't take the model.
 
-    `fits` is False where that is for want of memory: then no other backend can take it either.
+    `fits` is False where that is for want of memory: then no other backend can take it either. `is_lean`: see `runners.memory`.
     """
 
     name: Literal["dequantised", "nf4"] | None
     reason: str
     fits: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """The memory that a model takes, in bytes: weights in NF4, each token in the KV pool, and activations."""
-
-    weights_bytes: int
-    kv_bytes_per_token: int
-    work_bytes: int
+    is_lean: bool = False
 
 
 def choose_device(wanted: str, machine: Machine | None = None) -> Device:
@@ -84,8 +77,15 @@ def compute_dtype(device: Device) -> torch.dtype:
     return torch.float32 if device.name == "cpu" else torch.bfloat16
 
 
-def choose_form(located: Located, device: Device) -> Form:
-    """How our own model would hold these files' weights on `device`.
+def kv_dtype(wanted: str, device: Device) -> torch.dtype:
+    """What the KV pool of our own model holds: `auto`, `bf16` or `fp8`, which is e4m3 with a scale of 1."""
+    if wanted == "auto":
+        return compute_dtype(device)
+    return torch.float8_e4m3fn if wanted == "fp8" else torch.bfloat16
+
+
+def choose_form(located: Located, device: Device, kv: str = "auto") -> Form:
+    """How our own model would hold these files' weights on `device`, with keys and values in `kv`.
 
     On a CPU dequantised, where they fit so: each product would dequantise them anew. On a GPU in NF4: memory is for the KV pool
     there, and a step takes as long as its weights take to be read; only a model so small that this does not count is
@@ -97,29 +97,55 @@ def choose_form(located: Located, device: Device) -> Form:
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
     except (KeyError, TypeError, ValueError) as error:
         return Form(None, f"its config.json says what only the plain backend knows ({error})")
-    return form_of(config, device, _free_bytes(device))
+    return form_of(config, device, _free_bytes(device), keeps_of(located.directory, kv_dtype(kv, device)))
 
 
-def form_of(config: MixtralConfig, device: Device, free: int) -> Form:
+def keeps_of(directory: Path, kept: torch.dtype) -> Keeps:
+    """What the files in `directory` have for absmax, and a pool in `kept`."""
+    try:
+        absmax = json.loads((directory / MANIFEST).read_bytes())["absmax"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return Keeps("bfloat16", kept.itemsize)
+    return Keeps(absmax, kept.itemsize, is_packed=True)
+
+
+def form_of(config: MixtralConfig, device: Device, free: int, keeps: Keeps | None = None) -> Form:
     """See `choose_form`; `free` is the memory that there is for all of it, in bytes."""
-    full = config.num_parameters * compute_dtype(device).itemsize
+    itemsize = compute_dtype(device).itemsize
+    keeps = keeps or Keeps("bfloat16", itemsize)
+    full = config.num_parameters * itemsize
     if full <= (_SHARE_FOR_WEIGHTS * free if device.name == "cpu" else _SMALL_BYTES):
         return Form("dequantised", f"its weights fit dequantised ({_gb(full)}, {_gb(free)} free)")
-    needed = sum_of(config, device)
+    usual, lean = sum_of(config, itemsize, keeps), sum_of(config, itemsize, keeps, lean=True)
     context = min(config.max_position, _LEAST_CONTEXT)
-    work = needed.work_bytes + needed.kv_bytes_per_token * context
-    sizes = f"{_gb(needed.weights_bytes)}, and {_gb(work)} to work with {context} tokens; {_gb(free)} free"
-    if needed.weights_bytes + work > free:
-        return Form(None, f"its weights do not fit in NF4 ({sizes})", fits=False)
-    return Form("nf4", f"its weights fit in NF4 ({sizes})")
+    if usual.total(context) <= free:
+        return Form("nf4", f"its weights fit in NF4 ({_sizes(usual, context, free)})")
+    if device.name == "cpu" or config.tie_embeddings:
+        return Form(None, f"its weights do not fit in NF4 ({_sizes(usual, context, free)})", fits=False)
+    sizes = _sizes(lean, context, free)
+    if lean.total(context) > free:
+        return Form(None, f"its weights do not fit in NF4 ({sizes}){_hint(config, keeps, free, context)}", fits=False)
+    if not keeps.is_packed:
+        return Form(None, f"its weights fit in NF4 once they are packed, by zopilot-gpu prepare ({sizes})", fits=False)
+    return Form("nf4", f"its weights fit in NF4, the embedding left to the host's memory ({sizes})", is_lean=True)
 
 
-def sum_of(config: MixtralConfig, device: Device) -> Sum:
-    """What a model takes in NF4."""
-    itemsize = compute_dtype(device).itemsize
-    others = config.num_parameters - config.num_quantised
-    weights = int(config.num_quantised * _NF4_BYTES) + others * itemsize
-    return Sum(weights, config.kv_bytes_per_token(itemsize), _WORK_BYTES)
+def _sizes(needed: Sum, context: int, free: int) -> str:
+    work = needed.total(context) - needed.weights_bytes
+    return f"{_gb(needed.weights_bytes)}, and {_gb(work)} to work with {context} tokens; {_gb(free)} free"
+
+
+def _hint(config: MixtralConfig, keeps: Keeps, free: int, context: int) -> str:
+    """What would make a model fit on a GPU that does not."""
+    ways = [
+        (Keeps(keeps.absmax, 1), "ZOPILOT_GPU_KV_DTYPE=fp8"),
+        (Keeps("double", keeps.kv_itemsize), "the double quantised form that zopilot-gpu prepare makes"),
+        (Keeps("double", 1), "ZOPILOT_GPU_KV_DTYPE=fp8 and the double quantised form that zopilot-gpu prepare makes"),
+    ]
+    for way, named in ways:
+        if sum_of(config, 2, way, lean=True).total(context) <= free:
+            return f"; with {named} they would"
+    return ""
 
 
 def choose_threads(config: MixtralConfig, device: Device) -> int:

@@ -13,10 +13,11 @@ from collections.abc import AsyncGenerator
 import torch
 
 from runners.base import BackendState, EngineStats, Progress, Pulse
-from runners.device import Device, choose_form, choose_threads, compute_dtype, memory_bytes
+from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
 from runners.limits import Limits, choose_limits
 from runners.line import Admission
+from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
@@ -33,11 +34,11 @@ from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.weights import choose_kernels
 from zopilot_gpu.settings import Settings
 from zopilot_gpu.store.ensure import Prepared
+from zopilot_gpu.store.locate import search_roots
 from zopilot_gpu.text.answer import Answer
 from zopilot_gpu.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
-_POOL_TOKENS = 256 * 1024
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
 
 
@@ -60,15 +61,18 @@ class MixtralBackend:
         located = prepared.located
         config = MixtralConfig.from_json(json.loads((located.directory / "config.json").read_bytes()))
         torch.set_num_threads(choose_threads(config, device))
-        dequantise = choose_form(located, device).name == "dequantised"
-        model = load(prepared, config, dtype, where, progress, dequantise=dequantise)
+        form = choose_form(located, device, settings.kv_dtype)
+        dequantise = form.name == "dequantised"
+        model = load(prepared, config, dtype, where, progress, form)
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
-        _log.info("kernels", used=used, why=why)
+        shapes = use_for(where, search_roots(settings.volume, settings.hf_home)) if used else None
+        _log.info("kernels", used=used, why=why, shapes=shapes)
         self._memory = memory_bytes(device)
-        self._limits = limits = choose_limits(where.type, self._memory[2])
+        self._limits = limits = choose_limits(where.type, self._memory[2], is_lean=form.is_lean)
         _log.info("limits", max_running=limits.max_running, max_step_tokens=limits.max_step_tokens, why=limits.why)
-        context = min(config.max_position, settings.max_context_tokens)
-        size = _pool_size(model, dtype, limits, context, progress)
+        context = min(config.max_position, settings.max_context_tokens, limits.pool_tokens)
+        kept = kv_dtype(settings.kv_dtype, device)
+        size = _pool_size(model, kept, limits, context, progress)
         self.window = min(context, size.num_tokens)
         scheduler = Scheduler(
             BlockPool(size.num_blocks, BLOCK_SIZE),
@@ -76,7 +80,7 @@ class MixtralBackend:
             max_running=limits.max_running,
             step_base_tokens=limits.step_base_tokens,
         )
-        engine = Engine(model, make_pools(config, size, dtype, where), scheduler, max_context=context)
+        engine = Engine(model, make_pools(config, size, kept, where), scheduler, max_context=context)
         self._say_something(engine, tokenizer)
         self._engine = engine
         self._memory = memory_bytes(device)  # by now with the pool
@@ -188,6 +192,13 @@ def _pool_size(model: Mixtral, dtype: torch.dtype, limits: Limits, context: int,
         reserved_bytes = measured.reserved_bytes
         seconds = round(time.monotonic() - began_s, 1)
         _log.info("warm", seconds=seconds, step_bytes=measured.step_bytes, decode_bytes=measured.decode_bytes)
-    size = pool_size(model.config, dtype, where, max_tokens=_POOL_TOKENS, reserved_bytes=reserved_bytes)
-    _log.info("kv_pool", num_tokens=size.num_tokens, why=size.reason)
+    size = pool_size(
+        model.config,
+        dtype,
+        where,
+        max_tokens=limits.pool_tokens,
+        reserved_bytes=reserved_bytes,
+        margin_bytes=limits.margin_bytes,
+    )
+    _log.info("kv_pool", num_tokens=size.num_tokens, dtype=str(dtype), why=size.reason)
     return size

@@ -10,30 +10,35 @@ import torch
 from safetensors import safe_open
 
 from runners.base import Progress
+from runners.device import Form
 from zopilot_gpu.errors import ModelUnavailable, ServiceError, in_a_line
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.mixtral import Mixtral
-from zopilot_gpu.model.weights import build, build_packed
+from zopilot_gpu.model.weights import Thrift, build, build_packed
 from zopilot_gpu.store import load as packed
 from zopilot_gpu.store.ensure import Prepared
 from zopilot_gpu.store.locate import weight_files
 
 
 def load(
-    prepared: Prepared, config: MixtralConfig, dtype: torch.dtype, device: torch.device, progress: Progress, *, dequantise: bool
+    prepared: Prepared, config: MixtralConfig, dtype: torch.dtype, device: torch.device, progress: Progress, form: Form
 ) -> Mixtral:
-    """The model that the store has prepared; see `zopilot_gpu.model.weights.build`.
+    """The model that the store has prepared, in `form`; see `zopilot_gpu.model.weights.build`.
+
+    NOTE: a packed file is one piece of memory, which is free only when no tensor of it is left: on a GPU its weights are put in
+    tiles where they lie, or the model would take all of it twice.
 
     Raises:
         Damaged: the packed form is not what was published; it has been set aside where the volume lets us.
         ModelUnavailable: a file is damaged, or the files do not make the model that its config describes.
     """
-    directory = prepared.located.directory
+    directory, dequantise = prepared.located.directory, form.name == "dequantised"
     if prepared.manifest is None:
         return load_source(directory, config, dtype, device, progress, dequantise=dequantise)
     try:
         tensors = packed.load(directory, prepared.manifest, device.type, lambda step, done, total: progress(step, done / total))
-        return build_packed(config, tensors.pop, dtype, device, dequantise=dequantise)
+        thrift = Thrift(in_place=True, host_embedding=form.is_lean)
+        return build_packed(config, tensors.pop, dtype, device, dequantise=dequantise, thrift=thrift)
     except torch.OutOfMemoryError as error:
         raise ModelUnavailable(detail=f"{directory.name} does not fit into the memory of {device}.") from error
     except (KeyError, ValueError) as error:

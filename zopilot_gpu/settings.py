@@ -89,6 +89,10 @@ class Settings(BaseSettings):
         le=64,
         description="Engines of the `mixtral` runner, each with the whole model. Unset: one a visible GPU, or one on the CPU.",
     )
+    kv_dtype: Literal["auto", "bf16", "fp8"] = Field(
+        default="auto",
+        description="What keys and values are kept in (`mixtral`). `fp8`: e4m3, half of bf16. `auto`: bf16, on a CPU float32.",
+    )
     playground: bool = Field(
         default=True, description="`false` takes the page `GET /playground` away. It is open, and holds nothing but itself."
     )

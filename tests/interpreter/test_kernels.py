@@ -5,11 +5,15 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from tests.twins.test_model import batch, distance
 from zopilot_gpu.model import nf4, reference
+from zopilot_gpu.model.attention import stored
 from zopilot_gpu.model.kernels import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
-from zopilot_gpu.model.kernels.launch import Shape
+from zopilot_gpu.model.kernels.e4m3 import from_e4m3
+from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.nf4 import NF4, Nested
 from zopilot_gpu.model.parts import PlainParts, rotate
 
@@ -68,6 +72,28 @@ def test_tiles_are_the_same_weight_in_another_order(kind: str, shape: tuple[int,
         assert torch.equal(full, one.unbind()[index].dequantise(torch.float32))
 
 
+@pytest.mark.parametrize("kind", ["bf16", "float32", "nested"])
+@pytest.mark.parametrize("shift", [16, 3])
+def test_a_part_of_a_file_is_put_in_tiles_where_it_lies(kind: str, shift: int) -> None:
+    """But for one that does not begin at 16 bytes, of which kernels could not load so many at once."""
+    one = weight(3, 128, 128, kind)
+    expected = tiles.tile(one)
+    file = torch.zeros(shift + one.packed.numel() + 5, dtype=torch.uint8)
+    part = file[shift : shift + one.packed.numel()].view(one.packed.shape)
+    part.copy_(one.packed)
+    found = tiles.tile(NF4(part, one.absmax, one.shape), in_place=True)
+    assert torch.equal(found.packed, expected.packed)
+    assert torch.equal(found.absmax, expected.absmax)
+    assert found.packed.data_ptr() % 16 == 0
+    assert (found.packed.data_ptr() == part.data_ptr()) == (shift == 16)
+
+
+def test_rows_of_an_embedding_that_the_host_keeps() -> None:
+    table = torch.randn(50, 1100)
+    ids = torch.tensor([3, 0, 49, 3, -1, 90])
+    assert torch.equal(fused.embed(ids, table), table[ids.clamp(0, 49)])
+
+
 @pytest.mark.parametrize(
     ("kind", "num_tokens", "shape"),
     [
@@ -94,6 +120,47 @@ def test_routing_is_the_plain_one(num_tokens: int, num_experts: int, top_k: int,
         assert torch.equal(found.order, plain.order)
         assert torch.equal(found.blocks, plain.blocks)
         torch.testing.assert_close(found.shares, plain.shares)
+
+
+def sick(num_experts: int) -> torch.Tensor:
+    """Rows of logits that are not all numbers, but for the second and the last one."""
+    nan, inf = float("nan"), float("inf")
+    rows = torch.randn(9, num_experts)
+    rows[0], rows[2], rows[3], rows[4] = nan, inf, -inf, -nan
+    rows[5, 1], rows[6, 0], rows[7, :-1] = nan, inf, -inf
+    return rows
+
+
+@pytest.mark.parametrize(("num_experts", "top_k", "size"), [(8, 2, 8), (5, 4, 16), (3, 1, 8)])
+def test_any_logits_are_routed_to_different_experts(num_experts: int, top_k: int, size: int) -> None:
+    logits = sick(num_experts)
+    found, plain = routing.route(logits, top_k, size), routing.plain_route(logits, top_k, size)
+    assert sorted(found.order.tolist()) == list(range(9 * top_k))
+    slots = torch.cat([torch.arange(start, start + count) for expert, start, count in found.blocks.tolist() if expert >= 0])
+    assert torch.equal(slots, torch.arange(9 * top_k))
+    for expert, start, count in found.blocks.tolist():
+        tokens = found.order[start : start + count] // top_k
+        assert len(tokens.unique()) == count, expert  # nobody is there twice
+    assert torch.equal(found.order, plain.order)
+    assert torch.equal(found.blocks, plain.blocks)
+    torch.testing.assert_close(found.shares, plain.shares, equal_nan=True)
+    spoilt = found.shares.view(9, top_k).isnan().all(1)
+    assert spoilt.tolist() == [True, False, True, True, True, True, True, False, False]
+
+
+def test_a_token_of_no_numbers_spoils_only_itself() -> None:
+    """All of it, as one attention over a damaged block leaves it: hidden state and logits."""
+    w13, w2 = weight(4, 256, 128, "bf16"), weight(4, 128, 128, "bf16")
+    x, logits = torch.randn(9, 128).bfloat16(), sick(4)
+    x[0] = float("nan")
+    for up, down in ((Shape(1, 1, 1, 1), Shape(1, 1, 1, 1)), (Shape(1, 2, 1, 1), Shape(1, 2, 1, 1, early=True))):
+        plan = routing.route(logits, 2, 8 * up.q)
+        inside = launch.gate_up(tiles.tile(w13), x, plan, 2, up)
+        out = launch.add_up(launch.down(tiles.tile(w2), inside, plan, down), 2, x.dtype)
+        whole = torch.tensor([1, 7, 8])
+        assert out[whole].isfinite().all()
+        assert out[[0, 2, 3, 4, 5, 6]].isnan().all()
+        assert distance(out[whole].double(), exact(w13, w2, x[whole], logits[whole], 2)) < 1.5e-2
 
 
 @pytest.mark.parametrize(
@@ -152,9 +219,39 @@ def test_norm_router_and_rotary_are_the_plain_ones(shapes: tuple[int, int, int, 
     assert int(pool.isnan().logical_not().sum()) == 2 * 3 * num_kv_heads * head_dim  # and nothing else is written
 
 
+def test_e4m3_is_written_as_torch_writes_it_and_read_exactly() -> None:
+    """All of its values, those between, beyond and below them; and any bits."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    between = (every + every.roll(1)) / 2
+    bits = torch.randint(-(2**31), 2**31, (48, 128), dtype=torch.int64).int().view(torch.float32)
+    several = [every, between, between.nextafter(every), between * 2**-7, every * 1.0625]
+    values = torch.cat((bits, torch.cat(several).view(-1, 128)))
+    rotary = torch.stack((torch.ones(1, 64), torch.zeros(1, 64)), dim=1).clone()  # nothing turns
+    qkv = torch.cat((torch.zeros_like(values), torch.zeros_like(values), values), dim=1)  # as v: rotation makes NaN of inf
+    pool = torch.zeros(2, len(values) // SIZE + 1, SIZE, 1, 128).to(torch.float8_e4m3fn)
+    slots = torch.arange(len(values))
+    fused.rotate_and_write(qkv, rotary.repeat(1, 1, 2), torch.zeros_like(slots), slots, pool, 1)
+    expected = stored(values, torch.float8_e4m3fn)
+    assert torch.equal(pool[1].view(torch.uint8).flatten(0, 1)[: len(values), 0], expected.view(torch.uint8))
+
+    found = torch.empty(256)
+    read_kernel[(1,)](torch.arange(256, dtype=torch.uint8), found, "plain")
+    torch.testing.assert_close(found, every, rtol=0, atol=0, equal_nan=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def read_kernel(codes, out, READING: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Every byte."""
+    index = tl.arange(0, 256)
+    tl.store(out + index, from_e4m3(tl.load(codes + index), READING).to(tl.float32))
+
+
+@pytest.mark.parametrize("pool_dtype", [torch.float32, torch.float8_e4m3fn])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(8, 2, 32), (3, 3, 48), (6, 1, 16)])
 @pytest.mark.parametrize("spans", [[(0, 7), (25, 45), (32, 33), (0, 1)], [(4, 5), (299, 300), (63, 64)]])
-def test_attention_is_the_plain_one(spans: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+def test_attention_is_the_plain_one(
+    spans: list[tuple[int, int]], num_heads: int, num_kv_heads: int, head_dim: int, pool_dtype: torch.dtype
+) -> None:
     """Chunks and decodes together; decodes over several splits, some of which are empty for some sequences."""
     blocks = torch.randperm(64).tolist()
     room = -(-max(end for _, end in spans) // SIZE)
@@ -166,6 +263,7 @@ def test_attention_is_the_plain_one(spans: list[tuple[int, int]], num_heads: int
     for s, (_, end) in enumerate(spans):  # what is beyond a sequence's own end stays poisoned
         for p in range(end):
             pool[:, step.block_tables[s, p // SIZE], p % SIZE] = torch.randn(2, num_kv_heads, head_dim)
+    pool = stored(pool, pool_dtype)
     q, rotary = torch.randn(len(step.positions), num_heads, head_dim), torch.zeros(400, 2, head_dim)
     plain, mine = PlainParts(), parts.KernelParts()
     expected = plain.attend(q, pool, plain.plan(step, pool, rotary, num_heads))

@@ -24,7 +24,7 @@ SMALL = {"P": 1, "Q": 1, "WK": 2, "WR": 2, "EARLY": False, "PLAIN": False}
 UP = {"TOP_K": 2, "COLUMNS": 4096, "INNER": 14336, "NUM_BLOCKS": 2}
 DOWN = {"COLUMNS": 14336, "ROWS": 4096, "NUM_BLOCKS": 2, "R": 1, "Q": 1, "WK": 8, "WR": 1, "EARLY": False, "PLAIN": False}
 HEADS = {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 128, "PADDED": 128}
-ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "SPLIT": 64, "MOST": 0}
+ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "SPLIT": 64, "MOST": 0, "ROWS": 16, "PARTIAL": True, "E4M3": ""}
 ATTEND_TYPES = {
     "q": BF16,
     "pool": BF16,
@@ -41,6 +41,7 @@ ATTEND_TYPES = {
 }
 UP_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "out": BF16}
 DOWN_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": REAL, "out": REAL}
+ROUTE = {"num_experts": 8, "TOP_K": 2, "SIZE": 8, "num_blocks": 2}
 # name: kernel, types, constants, warps, integers that are multiples of 16
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = {
     "gate_up bf16": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "bf16", "GATHERED": False}, 4, set()),
@@ -54,7 +55,30 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
         set(),
     ),
     "attend decode": (
-        attention.attend_kernel, ATTEND_TYPES, ATTEND | {"ROWS": 16, "PARTIAL": True}, 2, {"q_stride", "value_offset"},
+        attention.attend_kernel, ATTEND_TYPES, ATTEND, 2, {"q_stride", "value_offset"},
+    ),
+    "attend decode fp8": (
+        attention.attend_kernel,
+        ATTEND_TYPES | {"pool": "*u8"},
+        ATTEND | {"E4M3": "cast"},
+        2,
+        {"q_stride", "value_offset"},
+    ),
+    "attend decode fp8 by asm": (
+        attention.attend_kernel,
+        ATTEND_TYPES | {"pool": "*u8"},
+        ATTEND | {"E4M3": "asm"},
+        2,
+        {"q_stride", "value_offset"},
+    ),
+    "rotate fp8": (
+        fused.rotate_kernel,
+        dict.fromkeys(("qkv", "rotary", "q"), BF16)
+        | dict.fromkeys(("positions", "slots"), LONG)
+        | {"pool": "*u8", "value_offset": "i64"},
+        {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 128, "HALF": 64},
+        1,
+        {"value_offset"},
     ),
     "norm": (
         fused.add_norm_kernel,
@@ -66,11 +90,14 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     "route": (
         routing.route_kernel,
         {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32"},
-        {"num_experts": 8, "TOP_K": 2, "SIZE": 8, "num_blocks": 2, "TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
+        ROUTE | {"LEAST": -3.4e38, "TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
         1,
         set(),
     ),
 }  # fmt: skip
+
+
+FROM_SM89 = {"attend decode fp8"}
 
 
 def source_of(kernel: Any, types: dict[str, str], constants: dict[str, Any], even: list[int]) -> ASTSource:
@@ -109,4 +136,6 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     with TemporaryDirectory() as where:
-        print(json.dumps({name: compiled(name, int(sys.argv[1]), Path(where)) for name in KERNELS}))  # noqa: T201
+        arch = int(sys.argv[1])
+        names = [name for name in KERNELS if arch >= 89 or name not in FROM_SM89]
+        print(json.dumps({name: compiled(name, arch, Path(where)) for name in names}))  # noqa: T201

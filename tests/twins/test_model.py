@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from runners.causal_lm import CausalLM
 from runners.device import Device
 from zopilot_gpu.model import reference
+from zopilot_gpu.model.attention import stored
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.checkpoint import Checkpoint
 from zopilot_gpu.model.config import MixtralConfig
@@ -160,6 +161,26 @@ def test_chunks_decodes_and_neighbours_change_nothing(twin: Twin, name: str) -> 
         made = batch(ids, step)
         logits = model.forward(made, shared)
         assert distance(logits, whole[made.positions]) < 1e-5
+
+
+def test_keys_and_values_in_a_byte_move_logits_by_their_rounding_only(twin: Twin) -> None:
+    """Whole or in pieces: what is computed from a pool is what was written to it, to the last bit that it keeps."""
+    directory, ids, *_ = twin("plain")
+    model = ours(directory, torch.float32)
+    whole = model.forward(batch(ids, [(0, NUM_TOKENS, [0, 1, 2, 3, 4])]), pools(model, 5))
+    fp8 = [stored(pool, torch.float8_e4m3fn) for pool in pools(model, 5)]
+    steps = [[(0, 40, [4, 2, 0, 1, 3])], [(40, 41, [4, 2, 0, 1, 3])], [(41, 70, [4, 2, 0, 1, 3])]]
+    pieces = torch.cat([model.forward(batch(ids, step), fp8) for step in steps])
+    assert distance(pieces, whole) < 0.08
+    at_once = model.forward(batch(ids, [(0, NUM_TOKENS, [0, 1, 2, 3, 4])]), fp8)
+    assert distance(pieces, at_once) < 0.02
+    assert fp8[0].float().isfinite().any()
+
+
+def test_what_a_byte_can_not_hold_is_kept_at_its_largest() -> None:
+    far = torch.tensor([-1e9, -448.0, 449.0, float("inf")])
+    assert stored(far, torch.float8_e4m3fn).float().tolist() == [-448.0, -448.0, 448.0, 448.0]
+    assert bool(stored(torch.tensor([float("nan")]), torch.float8_e4m3fn).float().isnan())
 
 
 @pytest.mark.parametrize(

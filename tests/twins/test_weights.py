@@ -22,7 +22,7 @@ from zopilot_gpu.model.experts import GroupedExperts
 from zopilot_gpu.model.linear import dense, quantised
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.nf4 import NF4, Nested
-from zopilot_gpu.model.weights import Packed, Source, build, build_packed, is_quantised, shapes
+from zopilot_gpu.model.weights import Packed, Source, Thrift, build, build_packed, is_quantised, shapes
 from zopilot_gpu.store.ensure import Wanted, ensure
 from zopilot_gpu.store.load import load
 from zopilot_gpu.store.locate import locate
@@ -116,6 +116,18 @@ def test_packed_names_carry_a_checkpoint_without_a_change() -> None:
         assert torch.equal(
             logits(build_packed(config, stored.__getitem__, torch.float32, CPU, dequantise=dequantise), ids), expected
         )
+
+
+def test_an_embedding_that_stays_behind_changes_nothing() -> None:
+    config = replace(some_config(random.Random(1)), tie_embeddings=False)
+    tensors = some_tensors(config, 1)
+    ids = torch.randint(0, config.vocab_size, (NUM_TOKENS,))
+    usual, lean = (
+        build_packed(config, tensors.__getitem__, torch.float32, CPU, dequantise=True, thrift=thrift)
+        for thrift in (Thrift(), Thrift(in_place=True, host_embedding=True))
+    )
+    assert torch.equal(logits(usual, ids), logits(lean, ids))
+    assert lean.device == CPU
 
 
 @pytest.mark.parametrize(

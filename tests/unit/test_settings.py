@@ -44,6 +44,7 @@ def test_defaults() -> None:
         "pack": True,
         "runner": "auto",
         "device": "auto",
+        "kv_dtype": "auto",
         "playground": True,
         "max_context_tokens": 32768,
         "max_waiting": 32,

@@ -9,6 +9,7 @@ zopilot-gpu bench gpu [...]       measure a card, without a model
 zopilot-gpu prepare [...]         pack a model before a service needs it
 zopilot-gpu store ls|verify|gc    what is packed on the volumes
 zopilot-gpu doctor [--json]       what will work on this machine, and what will not
+zopilot-gpu tune                  measure once how the kernels run best on this GPU
 """
 
 import typer
@@ -20,6 +21,7 @@ from zopilot_gpu.cli.prepare import prepare
 from zopilot_gpu.cli.prompt import prompt
 from zopilot_gpu.cli.serve import serve
 from zopilot_gpu.cli.store import store
+from zopilot_gpu.cli.tune import tune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Mixtral in 4-bit NF4 behind POST /prompt.")
 app.command()(serve)
@@ -30,3 +32,4 @@ app.add_typer(bench.app, name="bench")
 app.command()(prepare)
 app.add_typer(store, name="store")
 app.command()(doctor)
+app.command()(tune)

@@ -1,6 +1,7 @@
 """The check of memory: the sum that `runners.device` chooses by, told against what is free. Computes only."""
 
-from runners.device import Device, Form, Sum, compute_dtype, form_of, sum_of
+from runners.device import compute_dtype, form_of, keeps_of, kv_dtype
+from runners.memory import Sum, sum_of
 from zopilot_gpu.doctor.facts import Facts, Found
 from zopilot_gpu.doctor.report import Check
 from zopilot_gpu.model.config import MixtralConfig
@@ -18,20 +19,22 @@ def memory(facts: Facts) -> Check | None:
     free = card.free_bytes if device.name == "cuda" and card else facts.machine.memory_bytes
     if found.config is None:
         return _of_another(found, free)
-    form = form_of(found.config, device, free)
+    keeps = keeps_of(found.directory, kv_dtype(facts.settings.kv_dtype, device))
+    form = form_of(found.config, device, free, keeps)
+    itemsize = compute_dtype(device).itemsize
+    lean = form.is_lean or (form.name is None and device.name == "cuda" and not found.config.tie_embeddings)
+    needed = sum_of(found.config, itemsize, keeps, lean=lean)
     if form.name is None:
-        needed = sum_of(found.config, device)
-        least = needed.weights_bytes + needed.kv_bytes_per_token * min(4096, found.config.max_position) + needed.work_bytes
+        least = needed.total(min(4096, found.config.max_position))
         reason = f"{form.reason[:1].upper()}{form.reason[1:]}."
         return Check("memory", "fail", f"{_gb(free)} free", reason, f"{_REMEDY}: {_gb(least)} have to be free.")
-    return _of_ours(facts, found.config, device, form, free)
-
-
-def _of_ours(facts: Facts, config: MixtralConfig, device: Device, form: Form, free: int) -> Check:
-    needed = sum_of(config, device)
     if form.name == "dequantised":
-        full = config.num_parameters * compute_dtype(device).itemsize
+        full = found.config.num_parameters * itemsize
         needed = Sum(full, needed.kv_bytes_per_token, needed.work_bytes)
+    return _of_ours(facts, found.config, needed, free)
+
+
+def _of_ours(facts: Facts, config: MixtralConfig, needed: Sum, free: int) -> Check:
     wanted = min(facts.settings.max_context_tokens, config.max_position)
     room = max(free - needed.weights_bytes - needed.work_bytes, 0) // needed.kv_bytes_per_token
     value = (

@@ -66,7 +66,7 @@ class Forms:
         self, model: Mixtral, pools: Rows[torch.Tensor], seats: Seats, max_rows: int, max_blocks: int, capture: Capture
     ) -> None:
         self._model, self._pools, self._seats, self._capture = model, pools, seats, capture
-        self.ladder, self.widths = _ladder(_ROWS, max_rows), table_widths(max_blocks)
+        self.ladder, self.widths = row_counts(max_rows), table_widths(max_blocks)
         device = model.device
         largest = Sizes(self.ladder[-1], self.ladder[-1], self.widths[-1], self.ladder[-1])
         self._memory = torch.zeros(num_bytes(largest), dtype=torch.uint8, device=device)
@@ -205,9 +205,9 @@ def padded(num_tokens: int) -> int:
     return _at_least(list(TOKENS), num_tokens) if num_tokens <= TOKENS[-1] else num_tokens
 
 
-def num_forms(max_rows: int, max_blocks: int) -> int:
-    """How many there will be once all are captured."""
-    return len(_ladder(_ROWS, max_rows)) * len(table_widths(max_blocks))
+def row_counts(max_rows: int) -> list[int]:
+    """The numbers of sequences that there are forms for."""
+    return _ladder(_ROWS, max_rows)
 
 
 def table_widths(max_blocks: int) -> list[int]:

@@ -7,7 +7,7 @@ import torch
 from zopilot_gpu.model.config import MixtralConfig
 
 BLOCK_SIZE = 16
-_MARGIN_BYTES = 256 * 1024**2  # for what no step shows: the driver's own, and pieces between tensors
+MARGIN_BYTES = 512 * 1024**2  # for what no step shows: the driver's own, and pieces between tensors
 _MOST_BYTES_ON_CPU = 256 * 1024**2
 
 
@@ -25,7 +25,13 @@ class PoolSize:
 
 
 def pool_size(
-    config: MixtralConfig, dtype: torch.dtype, device: torch.device, *, max_tokens: int, reserved_bytes: int = 1024**3
+    config: MixtralConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    max_tokens: int,
+    reserved_bytes: int = 1024**3,
+    margin_bytes: int = MARGIN_BYTES,
 ) -> PoolSize:
     """The largest pool that the device's free memory allows, up to `max_tokens`.
 
@@ -35,15 +41,17 @@ def pool_size(
         device: where the pool will be.
         max_tokens: no more are wanted.
         reserved_bytes: what steps and graphs need on a GPU beside weights and pool; best measured (`warmup.warm_up`).
+        margin_bytes: what is left to a GPU besides.
 
     Raises:
         ValueError: not even one sequence of the model's whole context would fit.
     """
     per_block = BLOCK_SIZE * config.kv_bytes_per_token(dtype.itemsize)
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading has left to the allocator counts as used
         free, _ = torch.cuda.mem_get_info(device)
-        room = free - reserved_bytes - _MARGIN_BYTES - per_block  # the last for padding
-        what = f"{_gib(free)} free, less {_gib(reserved_bytes)} for steps and {_gib(_MARGIN_BYTES)} to spare"
+        room = free - reserved_bytes - margin_bytes - per_block  # the last for padding
+        what = f"{_gib(free)} free, less {_gib(reserved_bytes)} for steps and {_gib(margin_bytes)} to spare"
     else:
         room, what = _MOST_BYTES_ON_CPU, f"{_MOST_BYTES_ON_CPU / 1024**2:.0f} MiB on the CPU"
     wanted = -(-max_tokens // BLOCK_SIZE)
@@ -55,7 +63,7 @@ def pool_size(
 
 
 def make_pools(config: MixtralConfig, size: PoolSize, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
-    """One pool a layer, [2, B + 1, N, K, h], zeroed. The last block is nobody's: what only fills up a step is written there."""
+    """One pool a layer, [2, B + 1, N, K, h] of `dtype`, zeroed; what only fills up a step is written to the last block."""
     shape = (2, size.num_blocks + 1, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
     return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_layers)]
 

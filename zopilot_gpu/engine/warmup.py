@@ -31,16 +31,16 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes that a step needs beside weights and pools: any step at most, and the largest of decodes; and how many forms."""
+    """Bytes that a step needs beside weights and pools, any step and the largest of decodes, and how many graphs come."""
 
     step_bytes: int
     decode_bytes: int
-    num_forms: int
+    num_graphs: int
 
     @property
     def reserved_bytes(self) -> int:
-        """What has to stay free for steps and for graphs: their memory is apart, and holds the largest and pieces of others."""
-        return self.step_bytes + self.decode_bytes * 2 + self.num_forms * _GRAPH_BYTES
+        """What has to stay free for steps and for graphs, whose memory is apart and as large as the largest one's."""
+        return self.step_bytes + self.decode_bytes * 2 + self.num_graphs * _GRAPH_BYTES
 
 
 def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_tokens: int, max_blocks: int) -> Measured:
@@ -67,7 +67,9 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
     return Measured(
         step_bytes=_most_bytes(lambda: run(Kind(max_step_tokens, 1, widest)), device),
         decode_bytes=_most_bytes(lambda: run(Kind(max_rows, max_rows, widest)), device),
-        num_forms=graphs.num_forms(max_rows, max_blocks) if model.parts.can_be_captured else 0,
+        num_graphs=len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks))
+        if model.parts.can_be_captured
+        else 0,
     )
 
 

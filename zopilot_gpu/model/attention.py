@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from zopilot_gpu.model.batch import Batch
 
+MOST_E4M3 = 448.0
 _MOST_POSITIONS = {"cpu": 4096, "cuda": 65_536}  # of a group: what a cache holds, and what bounds the memory
 
 
@@ -64,9 +65,19 @@ def _group(batch: Batch, sequences: list[int], num_blocks: int, pool: torch.Tens
 
 def write(pool: torch.Tensor, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Puts the step's keys and values [T, K, h] into their slots [T] of `pool` [2, B, N, K, h]."""
-    flat = pool.flatten(1, 2)
-    flat[0].index_copy_(0, slots, k)
-    flat[1].index_copy_(0, slots, v)
+    flat = _as_bytes(pool.flatten(1, 2))
+    flat[0].index_copy_(0, slots, _as_bytes(stored(k, pool.dtype)))
+    flat[1].index_copy_(0, slots, _as_bytes(stored(v, pool.dtype)))
+
+
+def stored(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Keys or values as a pool of `dtype` holds them. NOTE: torch's cast to e4m3 makes NaN of what is beyond 448."""
+    return values.clamp(-MOST_E4M3, MOST_E4M3).to(dtype) if dtype == torch.float8_e4m3fn else values.to(dtype)
+
+
+def _as_bytes(pool: torch.Tensor) -> torch.Tensor:
+    """E4m3 as bytes: torch has few operations for it."""
+    return pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool
 
 
 def attend(q: torch.Tensor, pool: torch.Tensor, groups: list[Group]) -> torch.Tensor:
@@ -90,7 +101,7 @@ def _attend(q: torch.Tensor, pool: torch.Tensor, group: Group) -> torch.Tensor:
     """One group, in float32: [D * Q, H, h] -> the same. The heads of a KV head are more queries to it: none is repeated."""
     (num_kv_heads, head_dim), (num_sequences, _, rows, num_positions) = pool.shape[3:], group.mask.shape
     shape = (num_sequences, num_positions, num_kv_heads, head_dim)
-    k, v = (_gather(part, group).float().view(shape).transpose(1, 2) for part in pool)  # [D, K, C, h]
+    k, v = (_gather(part, group).view(shape).transpose(1, 2) for part in pool)  # [D, K, C, h]
     q = q.view(num_sequences, -1, num_kv_heads, q.shape[1] // num_kv_heads, head_dim).transpose(1, 2)  # [D, K, Q, G, h]
     flat = q.float().reshape(num_sequences, num_kv_heads, rows, head_dim)
     out = scaled_dot_product_attention(flat, k, v, attn_mask=group.mask).to(q.dtype)
@@ -98,7 +109,7 @@ def _attend(q: torch.Tensor, pool: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _gather(part: torch.Tensor, group: Group) -> torch.Tensor:
-    """The group's keys or values [D * C, K, h] out of [B, N, K, h]."""
-    found = part.index_select(0, group.blocks).flatten(0, 1)
+    """The group's keys or values [D * C, K, h] out of [B, N, K, h], in float32."""
+    found = part.index_select(0, group.blocks).flatten(0, 1).float()
     # NOTE: padding reads what others left in the pool. A weight of zero does not undo their NaN: zeroed, not only masked.
     return found.index_fill_(0, group.padding, 0)

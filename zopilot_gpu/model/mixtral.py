@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import linear
 
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.config import MixtralConfig
@@ -36,7 +36,7 @@ class Mixtral:
     """The whole model. `forward` is the only thing that it does."""
 
     config: MixtralConfig
-    embedding: torch.Tensor  # [V, d]
+    embedding: torch.Tensor  # [V, d], perhaps in pinned memory of the host
     layers: Sequence[Layer]
     norm: torch.Tensor  # [d]
     head: torch.Tensor  # [V, d]
@@ -65,7 +65,7 @@ class Mixtral:
     def run(self, batch: Batch, pools: Sequence[torch.Tensor], plan: Any) -> torch.Tensor:
         """`forward` with a plan that is made: tensors on the device only, which a CUDA graph can hold."""
         parts, eps = self.parts, self.config.norm_eps
-        x, change = embedding(batch.token_ids, self.embedding), None  # [T, d]
+        x, change = parts.embed(batch.token_ids, self.embedding), None  # [T, d]
         for layer, pool in zip(self.layers, pools, strict=True):
             x, y = parts.add_norm(x, change, layer.attention_norm, eps)
             q = parts.rotate_and_write(layer.qkv(y), pool, plan)  # [T, H, h]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from zopilot_gpu.model import attention
 from zopilot_gpu.model.batch import Batch
@@ -24,6 +24,10 @@ class Parts(Protocol):
 
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> Any:
         """What all layers of a step need to know: `rotary` is [positions, 2, h], `pool` any layer's."""
+        ...
+
+    def embed(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """Rows [T, d] of `table` [V, d], which may be in the host's memory where the ids [T] are on a GPU."""
         ...
 
     def add_norm(
@@ -65,6 +69,10 @@ class PlainParts:
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> PlainPlan:
         """See `Parts`."""
         return PlainPlan(rotary[batch.positions], batch.slots, attention.plan(batch, pool, num_heads), num_heads)
+
+    def embed(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """See `Parts`."""
+        return embedding(token_ids.to(table.device), table).to(token_ids.device)
 
     def add_norm(
         self, x: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor, eps: float

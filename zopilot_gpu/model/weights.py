@@ -12,6 +12,7 @@ each as `X.packed` [..., n / 2] and `X.absmax` [..., n / 64], or for absmax in N
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Protocol
 
@@ -45,6 +46,17 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Thrift:
+    """What saves memory of a GPU."""
+
+    in_place: bool = False  # tensors may be used up, so that the model takes the memory that they take and no more
+    host_embedding: bool = False  # the embedding stays in the host's memory, pinned; the GPU reads a row of it for each token
+
+
+_USUAL = Thrift()
+
+
 def build(config: MixtralConfig, get: Get, dtype: torch.dtype, device: torch.device, *, dequantise: bool = True) -> Mixtral:
     """The model that a checkpoint with transformers' names makes, in bf16 or quantised by bitsandbytes.
 
@@ -63,14 +75,20 @@ def build(config: MixtralConfig, get: Get, dtype: torch.dtype, device: torch.dev
         KeyError: a tensor is missing.
         ValueError: a tensor has the wrong shape or format.
     """
-    return _assemble(config, Checkpoint(config, get, device), dtype, dequantise=dequantise)
+    return _assemble(config, Checkpoint(config, get, device), dtype, dequantise=dequantise, thrift=_USUAL)
 
 
 def build_packed(
-    config: MixtralConfig, get: Get, dtype: torch.dtype, device: torch.device, *, dequantise: bool = False
+    config: MixtralConfig,
+    get: Get,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    dequantise: bool = False,
+    thrift: Thrift = _USUAL,
 ) -> Mixtral:
     """The model that packed tensors make; see `build`. Nothing is joined, so nothing is needed twice on the way."""
-    return _assemble(config, Packed(get, device), dtype, dequantise=dequantise)
+    return _assemble(config, Packed(get, device), dtype, dequantise=dequantise, thrift=thrift)
 
 
 def shapes(config: MixtralConfig) -> dict[str, tuple[int, ...]]:
@@ -96,7 +114,7 @@ def is_quantised(name: str) -> bool:
     return name.rpartition(".")[2] in {"qkv", "output", "w13", "w2"}
 
 
-def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequantise: bool) -> Mixtral:
+def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequantise: bool, thrift: Thrift) -> Mixtral:
     shape_of = shapes(config)
 
     def plain(name: str) -> torch.Tensor:
@@ -104,7 +122,7 @@ def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequ
         # beside the tiles that its weights have become: twice the model.
         return source.plain(name, shape_of[name]).to(dtype, copy=name.startswith("layers."))
 
-    make = _by_kernels(config) if not dequantise and choose_kernels(config, dtype, source.device)[0] else None
+    make = _by_kernels(config, thrift) if not dequantise and choose_kernels(config, dtype, source.device)[0] else None
 
     def product(weight: NF4) -> linear.Linear:
         if make:
@@ -128,16 +146,29 @@ def _assemble(config: MixtralConfig, source: Source, dtype: torch.dtype, *, dequ
             experts=experts(source.quantised(w13, shape_of[w13]), source.quantised(w2, shape_of[w2])),
         )
 
-    embedding = plain("embedding")
+    embedding, norm, head = _ends(plain, source.device, thrift=thrift, tied=config.tie_embeddings)
     return Mixtral(
         config=config,
         embedding=embedding,
         layers=[layer(f"layers.{index}") for index in range(config.num_layers)],
-        norm=plain("norm"),
-        head=embedding if config.tie_embeddings else plain("head"),
-        rotary=rotary_table(config, config.max_position, dtype, embedding.device),
+        norm=norm,
+        head=head,
+        rotary=rotary_table(config, config.max_position, dtype, source.device),
         parts=make.parts if make else PlainParts(),
     )
+
+
+def _ends(
+    plain: Callable[[str], torch.Tensor], device: torch.device, *, thrift: Thrift, tied: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Embedding, norm and head. They may be parts of one piece of memory, which is free only when all three have left it."""
+    if tied or not thrift.host_embedding:
+        embedding, norm = plain("embedding"), plain("norm")
+        return embedding, norm, embedding if tied else plain("head")
+    embedding, norm, head = plain("embedding").cpu(), plain("norm").cpu(), plain("head").cpu()
+    if device.type == "cuda":
+        embedding = embedding.pin_memory()
+    return embedding, norm.to(device), head.to(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +194,13 @@ def choose_kernels(config: MixtralConfig, dtype: torch.dtype, device: torch.devi
     return True, "a GPU with bf16, and all matrices are whole tiles"
 
 
-def _by_kernels(config: MixtralConfig) -> _Makers:
+def _by_kernels(config: MixtralConfig, thrift: Thrift) -> _Makers:
     from zopilot_gpu.model.kernels.parts import KernelParts  # noqa: PLC0415  (triton is for a GPU)
     from zopilot_gpu.model.kernels.weights import TiledExperts, TiledLinear  # noqa: PLC0415
 
-    return _Makers(TiledLinear, lambda w13, w2: TiledExperts(w13, w2, config.num_experts_per_token), KernelParts())
+    top_k, in_place = config.num_experts_per_token, thrift.in_place
+    make_experts = partial(TiledExperts, top_k=top_k, in_place=in_place)
+    return _Makers(partial(TiledLinear, in_place=in_place), make_experts, KernelParts())
 
 
 class Packed:

@@ -9,7 +9,8 @@ import torch
 
 from runners import device as devices
 from runners.background import choose_backend
-from runners.device import Device, Form, choose_form, choose_threads, compute_dtype
+from runners.device import Device, Form, choose_form, choose_threads, compute_dtype, form_of, keeps_of, kv_dtype
+from runners.memory import Keeps, sum_of
 from zopilot_gpu.errors import ModelUnavailable
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store.locate import Located, locate
@@ -82,10 +83,28 @@ def test_a_mixtral_with_a_part_of_its_own_does_not(tmp_path: Path) -> None:
     ("device", "free_gb", "name", "reason"),
     [
         (CPU, 320, "dequantised", "its weights fit dequantised (186.81 GB, 320.00 GB free)"),
-        (CPU, 300, "nf4", "its weights fit in NF4 (25.67 GB, and 2.07 GB to work with 4096 tokens; 300.00 GB free)"),
-        (CPU, 27, None, "its weights do not fit in NF4 (25.67 GB, and 2.07 GB to work with 4096 tokens; 27.00 GB free)"),
-        (GPU, 140, "nf4", "its weights fit in NF4 (25.14 GB, and 1.54 GB to work with 4096 tokens; 140.00 GB free)"),
-        (GPU, 26.6, None, "its weights do not fit in NF4 (25.14 GB, and 1.54 GB to work with 4096 tokens; 26.60 GB free)"),
+        (CPU, 300, "nf4", "its weights fit in NF4 (25.76 GB, and 2.07 GB to work with 4096 tokens; 300.00 GB free)"),
+        (CPU, 27, None, "its weights do not fit in NF4 (25.76 GB, and 2.07 GB to work with 4096 tokens; 27.00 GB free)"),
+        (GPU, 140, "nf4", "its weights fit in NF4 (25.21 GB, and 1.54 GB to work with 4096 tokens; 140.00 GB free)"),
+        (
+            GPU,
+            26,
+            None,
+            (
+                "its weights fit in NF4 once they are packed, by zopilot-gpu prepare "
+                "(24.95 GB, and 0.84 GB to work with 4096 tokens; 26.00 GB free)"
+            ),
+        ),
+        (
+            GPU,
+            25.6,
+            None,
+            (
+                "its weights do not fit in NF4 (24.95 GB, and 0.84 GB to work with 4096 tokens; 25.60 GB free); "
+                "with ZOPILOT_GPU_KV_DTYPE=fp8 they would"
+            ),
+        ),
+        (GPU, 20, None, "its weights do not fit in NF4 (24.95 GB, and 0.84 GB to work with 4096 tokens; 20.00 GB free)"),
     ],
 )
 def test_how_mixtral_8x7b_is_held_and_why(
@@ -95,6 +114,33 @@ def test_how_mixtral_8x7b_is_held_and_why(
     full = changed(tmp_path, **sizes, num_key_value_heads=8, head_dim=128, vocab_size=32_000, max_position_embeddings=32_768)
     monkeypatch.setattr(devices, "_free_bytes", lambda device: int(free_gb * 1e9))
     assert choose_form(full, device) == Form(name, reason, fits=name is not None)  # type: ignore[arg-type]
+
+
+def test_a_card_of_24_gib_holds_8x7b_where_the_sum_says_so(tmp_path: Path) -> None:
+    """Packed, double quantised, with keys and values in fp8 and the embedding in the host's memory; and not a byte less."""
+    sizes = MixtralConfig(32_000, 4096, 14_336, 32, 32, 8, 128, 8, 2, 1e6, 1e-5, 32_768, tie_embeddings=False)
+    (tmp_path / "manifest.json").write_text('{"absmax": "double"}')
+    keeps = keeps_of(tmp_path, kv_dtype("fp8", GPU))
+    assert keeps == Keeps("double", 1, is_packed=True)
+    needed = sum_of(sizes, 2, keeps, lean=True)
+    total = needed.total(4096)
+    assert sum(size for _, size in needed.items) + 4096 * needed.kv_bytes_per_token == total
+    assert needed.weights_bytes < 24.6e9
+    assert total < 23.65 * 2**30 - 0.42 * 2**30  # what such a card has, less its context
+    form = form_of(sizes, GPU, total, keeps)
+    assert (form.name, form.is_lean) == ("nf4", True)
+    assert form_of(sizes, GPU, total - 1, keeps) == replace(
+        form,
+        name=None,
+        fits=False,
+        is_lean=False,
+        reason=f"its weights do not fit in NF4 (24.27 GB, and 0.57 GB to work with 4096 tokens; {total / 1e9:.2f} GB free)",
+    )
+    in_bf16 = form_of(sizes, GPU, total, replace(keeps, kv_itemsize=2))
+    assert in_bf16.name is None
+    assert in_bf16.reason.endswith("; with ZOPILOT_GPU_KV_DTYPE=fp8 they would")
+    usual = form_of(sizes, GPU, 40 * 2**30, keeps)
+    assert (usual.name, usual.is_lean) == ("nf4", False)
 
 
 def test_a_small_model_on_a_cpu_gets_one_thread() -> None:

@@ -85,7 +85,7 @@ def nested(sizes: Sizes, model: Mixtral) -> Iterator[Check]:
 
 
 def _experts(sizes: Sizes, model: Mixtral, *, nested: bool) -> Iterator[Check]:
-    config, device, layer = model.config, model.embedding.device, model.layers[0].experts
+    config, device, layer = model.config, model.device, model.layers[0].experts
     w13, w2 = (weight_of(model, f"layers.0.{name}", nested=nested) for name in ("w13", "w2"))
     for num_tokens in sizes.nested_tokens if nested else sizes.tokens:
         for skewed in (False, True):
@@ -110,7 +110,7 @@ def _products(sizes: Sizes, model: Mixtral, *, nested: bool) -> Iterator[Check]:
     for name, product in {"qkv": layer.qkv, "output": layer.output}.items():
         weight = weight_of(model, f"layers.0.{name}", nested=nested)
         for num_tokens in sizes.rows[:2] if nested else sizes.rows:
-            x = made_up.normal(model.embedding.device, num_tokens, weight.shape[-1])
+            x = made_up.normal(model.device, num_tokens, weight.shape[-1])
             with poisoned():
                 found = product(x)
             kind = ", nested" if nested else ""
@@ -119,7 +119,7 @@ def _products(sizes: Sizes, model: Mixtral, *, nested: bool) -> Iterator[Check]:
 
 def small(sizes: Sizes, model: Mixtral) -> Iterator[Check]:
     """What lies between the products."""
-    config, device = model.config, model.embedding.device
+    config, device = model.config, model.device
     width, count = config.hidden_size, config.num_experts
     weight, router = made_up.normal(device, width), made_up.normal(device, count, width) * width**-0.5
     for num_tokens in sizes.rows:
@@ -139,7 +139,7 @@ def small(sizes: Sizes, model: Mixtral) -> Iterator[Check]:
 
 def _rotation(model: Mixtral, num_tokens: int) -> float:
     """The worst of queries, keys and values, or infinity where something else of the pool was written."""
-    config, device = model.config, model.embedding.device
+    config, device = model.config, model.device
     heads, kv_heads = config.num_heads, config.num_kv_heads
     room = -(-(num_tokens + 8) // BLOCK_SIZE)
     step = made_up.batch([(8, num_tokens + 8)], config, device, room)
@@ -171,7 +171,7 @@ def attention(sizes: Sizes, model: Mixtral) -> Iterator[Check]:
 
 def _attended(model: Mixtral, spans: list[made_up.Span], context: int) -> float:
     """The distance over the first sequences, the last tokens of a long chunk; float64 of all would take longest of the run."""
-    config, device = model.config, model.embedding.device
+    config, device = model.config, model.device
     room = -(-context // BLOCK_SIZE)
     step = made_up.batch(spans, config, device, room)
     pool = made_up.pools(replace(config, num_layers=1), room * len(spans), model.embedding, float("nan"))[0]
@@ -196,7 +196,7 @@ def _attended(model: Mixtral, spans: list[made_up.Span], context: int) -> float:
 
 def sampling(sizes: Sizes, model: Mixtral) -> Iterator[Check]:
     """Greedy is the largest; what is drawn is among the allowed, in float64; both as a count of rows that are wrong."""
-    device = model.embedding.device
+    device = model.device
     warm = Sampling(temperature=0.8, top_p=0.9, top_k=20, repetition_penalty=1, seed=None)
     for num_rows in sizes.rows[:3]:
         logits = made_up.normal(device, num_rows, sizes.config.vocab_size, dtype=torch.float32) * 3
@@ -218,7 +218,7 @@ def layers(sizes: Sizes, model: Mixtral) -> Iterator[Check]:
 
     By the median of rows: a router's near tie that falls the other way costs either one a row.
     """
-    config, device = replace(sizes.config, num_layers=2, max_position=1024), model.embedding.device
+    config, device = replace(sizes.config, num_layers=2, max_position=1024), model.device
     steps = [[(0, 32)] * 16, [(32, 33)] * 16, [(33, 97)] * 16]
     room = -(-97 // BLOCK_SIZE)
     results = []

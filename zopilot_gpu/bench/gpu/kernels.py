@@ -131,13 +131,13 @@ PARTS: dict[str, Timings] = {  # of a model with bf16 absmax
 
 def _cases(sizes: Sizes, model: Mixtral, call: Callable[[int], object]) -> list[Call]:
     """The call for a few layers and inputs in turn."""
-    count = _SETS if model.embedding.device.type == "cuda" else 1
+    count = _SETS if model.device.type == "cuda" else 1
     return [partial(call, index) for index in range(max(count, sizes.copies))]
 
 
 def _experts(sizes: Sizes, model: Mixtral, best: Ceilings, num_tokens: int, *, nested: bool) -> Timing:
     """Routing, both products and the sum over k."""
-    config, device = model.config, model.embedding.device
+    config, device = model.config, model.device
     top_k, width, inner = config.num_experts_per_token, config.hidden_size, config.intermediate_size
     xs = [made_up.normal(device, num_tokens, width) for _ in range(4)]
     logits = [made_up.normal(device, num_tokens, config.num_experts) for _ in range(4)]
@@ -157,7 +157,7 @@ def _experts(sizes: Sizes, model: Mixtral, best: Ceilings, num_tokens: int, *, n
 
 
 def _products(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Iterator[Timing]:
-    config, device = model.config, model.embedding.device
+    config, device = model.config, model.device
     q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     for part, name, out, width in (
         ("QKV", "qkv", q_size + 2 * kv_size, config.hidden_size),
@@ -176,7 +176,7 @@ def _products(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Iterat
 
 def _small(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Iterator[Timing]:
     """What launches bound rather than bytes."""
-    config, device = model.config, model.embedding.device
+    config, device = model.config, model.device
     width, layer = config.hidden_size, model.layers[0]
     x = made_up.normal(device, rows, width)
     change = layer.experts(x, made_up.normal(device, rows, config.num_experts))
@@ -199,7 +199,7 @@ def _small(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Iterator[
 
 
 def _attended(sizes: Sizes, model: Mixtral, best: Ceilings, spans: list[made_up.Span], size: str) -> Timing:
-    config, device = model.config, model.embedding.device
+    config, device = model.config, model.device
     room = -(-spans[0][1] // BLOCK_SIZE)
     step = made_up.batch(spans, config, device, room)
     pools = made_up.pools(replace(config, num_layers=sizes.copies), room * len(spans), model.embedding, 0.5)
@@ -218,7 +218,7 @@ def _attended(sizes: Sizes, model: Mixtral, best: Ceilings, spans: list[made_up.
 
 
 def _head(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Timing:
-    y = made_up.normal(model.embedding.device, rows, model.config.hidden_size)
+    y = made_up.normal(model.device, rows, model.config.hidden_size)
     heads = [model.head, *(model.head.clone() for _ in range(sizes.copies - 1))]
     call = _cases(sizes, model, lambda index: linear(y, heads[index % len(heads)]).float())
     ms = graph_ms(call, y.device, sizes.repeats)
@@ -228,7 +228,7 @@ def _head(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Timing:
 
 def _sampling(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Iterator[Timing]:
     """With what the host does for it, launched from Python: the floor is one read of the logits."""
-    device, vocab_size = model.embedding.device, model.config.vocab_size
+    device, vocab_size = model.device, model.config.vocab_size
     logits = made_up.normal(device, rows, vocab_size, dtype=torch.float32)
     for name, sampling in (("greedy", GREEDY), ("as served", SERVED)):
         asked = [Asked(str(row), [1, 2, 3], 8, sampling, seed=row) for row in range(rows)]

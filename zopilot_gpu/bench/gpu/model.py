@@ -68,18 +68,18 @@ def _first_token_s(sizes: Sizes, engine: Engine, length: int) -> float:
 
 def decode(sizes: Sizes, model: Mixtral) -> Iterator[tuple[str, dict[str, Any]]]:
     """Steps of each batch: tokens a second, milliseconds; by parts, and with the service's own sampling, of some."""
-    engine = _decoding_engine(sizes, model)
+    engine, device = _decoding_engine(sizes, model), model.embedding.device
     for size in sizes.batches:
-        yield str(size), _decode(sizes, engine, size, GREEDY)
+        yield str(size), _decode(sizes, engine, size, GREEDY, device)
         if size in sizes.profiled:
-            yield f"{size}, as served", _decode(sizes, engine, size, SERVED)
+            yield f"{size}, as served", _decode(sizes, engine, size, SERVED, device)
 
 
 def decode_some(sizes: Sizes, model: Mixtral) -> Iterator[tuple[str, dict[str, Any]]]:
     """The same of a few batches, greedy."""
-    engine = _decoding_engine(sizes, model)
+    engine, device = _decoding_engine(sizes, model), model.embedding.device
     for size in sizes.profiled:
-        yield str(size), _decode(sizes, engine, size, GREEDY)
+        yield str(size), _decode(sizes, engine, size, GREEDY, device)
 
 
 def _decoding_engine(sizes: Sizes, model: Mixtral) -> Engine:
@@ -89,7 +89,7 @@ def _decoding_engine(sizes: Sizes, model: Mixtral) -> Engine:
     return make_engine(model, sizes.kv_tokens, max_step_tokens=step_tokens, max_running=most)
 
 
-def _decode(sizes: Sizes, engine: Engine, size: int, sampling: Sampling) -> dict[str, Any]:
+def _decode(sizes: Sizes, engine: Engine, size: int, sampling: Sampling, device: torch.device) -> dict[str, Any]:
     """Prompts are so long that the middle of the steps that are timed has the context wanted, but for what waves differ by."""
     prompt = max(1, sizes.context - _WARM_STEPS - sizes.steps // 2)
     outputs = _WARM_STEPS + sizes.steps + _PROFILED_STEPS + _STEPS_A_WAVE * (size // _WAVE + 1)
@@ -112,7 +112,7 @@ def _decode(sizes: Sizes, engine: Engine, size: int, sampling: Sampling) -> dict
         "context": prompt + _WARM_STEPS + sizes.steps // 2,
     }
     if size in sizes.profiled and sampling is GREEDY:
-        found["parts"] = parts_of_step(engine.step, _PROFILED_STEPS, found["ms"] * 1000)
+        found["parts"] = parts_of_step(engine.step, _PROFILED_STEPS, found["ms"] * 1000, device)
     _drain(engine)
     return found
 

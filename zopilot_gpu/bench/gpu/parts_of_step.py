@@ -29,13 +29,13 @@ def part_of(kernel: str) -> str:
     return next((part for part, pattern in _PARTS.items() if re.search(pattern, kernel, re.IGNORECASE)), "other")
 
 
-def parts_of_step(step: Callable[[], object], steps: int, whole_us: float) -> dict[str, Any]:
+def parts_of_step(step: Callable[[], object], steps: int, whole_us: float, device: torch.device) -> dict[str, Any]:
     """Microseconds of one step by part, over several of them.
 
     `busy` is the time in which the GPU did anything. A profiler slows the host, not the GPU: `gaps` are what is left of
     `whole_us`, which is a step without one.
     """
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], acc_events=True) as seen:
         for _ in range(steps):
             step()

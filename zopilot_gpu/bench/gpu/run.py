@@ -5,6 +5,7 @@ Whatever a section raises ends that section alone: what was measured is in the r
 
 import gc
 import json
+import secrets
 import tempfile
 import time
 import traceback
@@ -72,7 +73,9 @@ def run(
         The report, ready for JSON; `failures` is empty where all is right.
     """
     wanted = tuple(only) or SECTIONS
-    head = {"command": "bench gpu", "date": datetime.now(UTC).isoformat(timespec="seconds"), "size": sizes.name}
+    seed = secrets.randbits(31) if sizes.seed is None else sizes.seed
+    torch.manual_seed(seed)
+    head = {"command": "bench gpu", "date": datetime.now(UTC).isoformat(timespec="seconds"), "size": sizes.name, "seed": seed}
     made = Run(sizes, device, console, file, head | {"machine": machine.describe(device), "sections": list(wanted)})
     report.show_flat("", made.report["machine"], console)
     with made.guarded("ceilings"):

@@ -29,7 +29,7 @@ def make_model(sizes: Sizes, device: torch.device, *, nested: bool, num_layers: 
 
 def weight_of(model: Mixtral, name: str, *, nested: bool) -> NF4:
     """The weight of this packed name that `make_model` gave `model`, made once more."""
-    return made_up.weight(shapes(model.config)[name], model.embedding.device, name, nested=nested)
+    return made_up.weight(shapes(model.config)[name], model.device, name, nested=nested)
 
 
 def make_engine(model: Mixtral, num_tokens: int, *, max_step_tokens: int, max_running: int) -> Engine:

@@ -2,6 +2,7 @@
 
 A *run* is up to 16 tokens of one sequence that lie end to end: `runs [n, 4]` int32 has its sequence, its first row of q, its
 number of tokens and the position of the first. A decode is a run of one. Heads that share a KV head are rows of one product.
+Of a pool in float8_e4m3fn the keys and values become fp16, which is exact, and so do q and the shares.
 """
 
 import torch
@@ -9,6 +10,7 @@ import triton
 import triton.language as tl
 
 from zopilot_gpu.model.kernels import INTERPRETED
+from zopilot_gpu.model.kernels.e4m3 import from_e4m3, reading
 
 RUN = 16  # tokens of a run in prefill
 SPLIT = 64  # positions of a split in decode, at least
@@ -40,9 +42,9 @@ def attend(
         sums = torch.empty(splits, len(runs), num_heads, width, dtype=torch.float32, device=q.device)
         best = torch.empty(splits, len(runs), num_heads, 2, dtype=torch.float32, device=q.device)
     attend_kernel[(len(runs), num_kv_heads, splits)](
-        q, pool, tables, runs, out, sums, best, width**-0.5, q.stride(0), tables.stride(0), pool.stride(0), len(runs),
+        q, as_bytes(pool), tables, runs, out, sums, best, width**-0.5, q.stride(0), tables.stride(0), pool.stride(0), len(runs),
         num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows, 64, split, splits > 1,
-        most, num_warps=4 if rows > 16 else 2,
+        most, reading(q.device) if pool.dtype == torch.float8_e4m3fn else "", num_warps=4 if rows > 16 else 2,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(len(runs), num_heads)](
@@ -51,12 +53,17 @@ def attend(
         )  # fmt: skip
 
 
+def as_bytes(pool: torch.Tensor) -> torch.Tensor:
+    """What a kernel takes of a pool: bytes of e4m3 as such."""
+    return pool.view(torch.uint8) if pool.dtype == torch.float8_e4m3fn else pool
+
+
 @triton.jit
 def attend_kernel(
     q, pool, tables, runs, out, sums, best, scale, q_stride, table_stride, value_offset, num_runs,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, POSITIONS: tl.constexpr, SPLIT: tl.constexpr, PARTIAL: tl.constexpr,
-    MOST: tl.constexpr,
+    MOST: tl.constexpr, E4M3: tl.constexpr,
 ):  # fmt: skip
     """One run, one KV head, one split. Rows are (token, head of the group); those beyond the run are computed and not kept."""
     run, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -73,6 +80,8 @@ def attend_kernel(
     mine, inside = token < count, column < WIDTH
     keep = mine[:, None] & inside[None, :]
     asked = tl.load(q + (first + token)[:, None] * q_stride + head[:, None] * WIDTH + column[None, :], mask=keep, other=0.0)
+    if E4M3 == "cast" or E4M3 == "asm":  # noqa: PLR1714  (Triton knows no sets)
+        asked = asked.to(tl.float16)
     most = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     acc = tl.zeros((ROWS, PADDED), tl.float32)
@@ -83,7 +92,7 @@ def attend_kernel(
         at = ((block * SIZE + place % SIZE) * KV_HEADS + kv_head) * WIDTH
         # NOTE: what lies beyond is others'. A weight of zero does not undo their NaN: not read, rather than only masked.
         known = there[:, None] & inside[None, :]
-        k = tl.load(pool + at[:, None] + column[None, :], mask=known, other=0.0)
+        k = _load(pool + at[:, None] + column[None, :], known, E4M3)
         scores = tl.dot(asked, tl.trans(k), input_precision="ieee") * (scale * 1.44269504)
         seen = there[None, :] & (place[None, :] <= (position + token)[:, None])
         scores = tl.where(seen, scores, float("-inf"))
@@ -91,7 +100,7 @@ def attend_kernel(
         safe = tl.where(higher == float("-inf"), 0.0, higher)
         shares = tl.exp2(scores - safe[:, None])
         fade = tl.exp2(most - safe)
-        v = tl.load(pool + value_offset + at[:, None] + column[None, :], mask=known, other=0.0)
+        v = _load(pool + value_offset + at[:, None] + column[None, :], known, E4M3)
         acc = acc * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision="ieee")
         total = total * fade + tl.sum(shares, axis=1)
         most = higher
@@ -103,6 +112,15 @@ def attend_kernel(
     else:
         to = ((first + token) * HEADS + head)[:, None] * WIDTH + column[None, :]
         tl.store(out + to, (acc / tl.where(mine, total, 1.0)[:, None]).to(out.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def _load(pointers, mask, E4M3: tl.constexpr):
+    """Keys or values; zeros where the mask does not hold. `E4M3` is of `e4m3.reading`, or empty."""
+    found = tl.load(pointers, mask=mask, other=0)
+    if E4M3 != "":
+        found = from_e4m3(found, E4M3)
+    return found
 
 
 @triton.jit

@@ -1,8 +1,11 @@
-"""Small things in one launch each: a sum, its norm and the router's logits; rotary positions and the write into the KV pool."""
+"""Small things in one launch each. Knows a layer's sums, norms and positions, and rows of an embedding that the host keeps."""
 
 import torch
 import triton
 import triton.language as tl
+
+from zopilot_gpu.model.kernels.attention import as_bytes
+from zopilot_gpu.model.kernels.e4m3 import to_e4m3
 
 
 def add_norm(
@@ -52,6 +55,23 @@ def add_norm_kernel(
         tl.store(logits + token * EXPERTS + expert, likes.to(value.dtype), mask=expert < EXPERTS)
 
 
+def embed(token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rows [T, d] of `table` [V, d] in pinned memory of the host, which the GPU reads by itself: nobody waits for the ids."""
+    vocab_size, width = table.shape
+    out = torch.empty(len(token_ids), width, dtype=table.dtype, device=token_ids.device)
+    embed_kernel[(len(token_ids), triton.cdiv(width, 1024))](token_ids, table, out, vocab_size, width, 1024, num_warps=4)
+    return out
+
+
+@triton.jit
+def embed_kernel(token_ids, table, out, vocab_size, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A piece of one row. An id outside of the table, as an undecided draw leaves it, reads its first or last row."""
+    token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    row = tl.minimum(tl.maximum(tl.load(token_ids + token), 0), vocab_size - 1)
+    tl.store(out + token * WIDTH + column, tl.load(table + row * WIDTH + column, mask=inside), mask=inside)
+
+
 def rotate_and_write(
     qkv: torch.Tensor, rotary: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, pool: torch.Tensor, num_heads: int
 ) -> torch.Tensor:
@@ -59,7 +79,7 @@ def rotate_and_write(
     num_tokens, num_kv_heads, width = len(qkv), pool.shape[3], pool.shape[4]
     q = torch.empty(num_tokens, num_heads, width, dtype=qkv.dtype, device=qkv.device)
     rotate_kernel[(num_tokens, num_heads + 2 * num_kv_heads)](
-        qkv, rotary, positions, slots, q, pool, pool.stride(0), num_heads, num_kv_heads, width,
+        qkv, rotary, positions, slots, q, as_bytes(pool), pool.stride(0), num_heads, num_kv_heads, width,
         triton.next_power_of_2(width // 2), num_warps=1,
     )  # fmt: skip
     return q
@@ -85,10 +105,15 @@ def rotate_kernel(
         right = right * cos + left * sin
         left = turned
     if head < HEADS:
-        to = q + (token * HEADS + head) * WIDTH + column
-    elif head < HEADS + KV_HEADS:
-        to = pool + (slot * KV_HEADS + head - HEADS) * WIDTH + column
+        asked = q + (token * HEADS + head) * WIDTH + column
+        tl.store(asked, left, mask=inside)
+        tl.store(asked + half, right, mask=inside)
     else:
-        to = pool + value_offset + (slot * KV_HEADS + head - HEADS - KV_HEADS) * WIDTH + column
-    tl.store(to, left, mask=inside)
-    tl.store(to + half, right, mask=inside)
+        is_value = head >= HEADS + KV_HEADS
+        to = pool + is_value * value_offset + (slot * KV_HEADS + (head - HEADS) % KV_HEADS) * WIDTH + column
+        if pool.dtype.element_ty == tl.uint8:
+            tl.store(to, to_e4m3(left.to(tl.float32)), mask=inside)
+            tl.store(to + half, to_e4m3(right.to(tl.float32)), mask=inside)
+        else:
+            tl.store(to, left, mask=inside)
+            tl.store(to + half, right, mask=inside)

@@ -1,45 +1,18 @@
-"""Calls the kernels over NF4 tiles. Knows which shape of program suits how many tokens; nothing of layers."""
+"""Calls the kernels over NF4 tiles, in a shape of program that it is told. Knows nothing of layers."""
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
 
-from zopilot_gpu.model.kernels import INTERPRETED
 from zopilot_gpu.model.kernels.dequantise import code_table, dequantise_kernel
 from zopilot_gpu.model.kernels.experts import dense_kernel, down_kernel, gate_up_kernel, gather_kernel, sum_kernel
 from zopilot_gpu.model.kernels.fragments import pair_table
 from zopilot_gpu.model.kernels.routing import Routing
+from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import COLUMNS, ROWS, Tiled
 from zopilot_gpu.model.nf4 import nested_table
 
 _GATHERED_ABOVE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A program: R tiles a warp (pairs of them for gate and up), Q eighths of tokens, WK * WR warps."""
-
-    r: int
-    q: int
-    wk: int
-    wr: int
-    early: bool = False
-    registers: int | None = None
-
-    @property
-    def constants(self) -> tuple[int | bool, ...]:
-        """What the kernels over weights end with."""
-        return self.r, self.q, self.wk, self.wr, self.early, INTERPRETED
-
-    @property
-    def num_warps(self) -> int:
-        """Of a program."""
-        return self.wk * self.wr
-
-    def programs(self, rows: int) -> int:
-        """That cover `rows` rows, or pairs of rows."""
-        return -(-rows // (16 * self.r * self.wr))
 
 
 def gate_up(weight: Tiled, x: torch.Tensor, routing: Routing, top_k: int, shape: Shape) -> torch.Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.kernels import fused
@@ -46,6 +46,12 @@ class KernelParts:
         return Plan(
             batch.positions, batch.slots, rotary, batch.block_tables, _put(decodes, device), _put(chunks, device), num_heads
         )
+
+    def embed(self, token_ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """See `Parts`."""
+        if table.device == token_ids.device:
+            return embedding(token_ids, table)
+        return fused.embed(token_ids, table)
 
     def add_norm(
         self, x: torch.Tensor, change: torch.Tensor | None, weight: torch.Tensor, eps: float

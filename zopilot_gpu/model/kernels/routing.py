@@ -1,5 +1,9 @@
 """Which tokens go to which experts, decided and sorted on the device. Knows logits of the router; no count reaches the host.
 
+The choice is total: whatever bits the logits have, each token gets k different experts, so that every assignment has a slot and
+no block reaches beyond. A logit that is no number counts as the largest, -inf as the least finite number; where the softmax of
+a token has no value (NaN, +inf or nothing but -inf) its shares are NaN, and only what it becomes itself is spoilt.
+
 order   [T * k] int32       assignments (token * k + place) in the order of their experts: a *slot* is a place in it
 blocks  [blocks, 3] int32   expert, first slot and number of slots, at most `size` of them; expert -1 is a block of none
 shares  [T * k] float32     of each assignment
@@ -12,6 +16,7 @@ import triton
 import triton.language as tl
 
 MOST_TOKENS = 1024  # that one program sorts
+_LEAST = -3.4028234663852886e38  # of float32's finite numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     tokens = max(16, triton.next_power_of_2(num_tokens))
     route_kernel[(1,)](
         logits, routing.order, routing.blocks, routing.shares, num_tokens, num_experts, top_k, size, num_blocks,
-        TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
+        LEAST=_LEAST, TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
         BLOCKS=max(2, triton.next_power_of_2(num_blocks)), num_warps=max(1, min(8, tokens * top_k // 64)),
     )  # fmt: skip
     return routing
@@ -50,7 +55,9 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
 
 def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     """The twin of `route`."""
-    likes, chosen = torch.softmax(logits, dim=-1, dtype=torch.float32).topk(top_k)
+    known = logits.float().nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=_LEAST)
+    chosen = known.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
+    likes = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(1, chosen)
     shares = (likes / likes.sum(dim=-1, keepdim=True)).to(logits.dtype).float()
     order = chosen.flatten().argsort(stable=True)
     blocks, start = [], 0
@@ -65,14 +72,19 @@ def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
 def route_kernel(
     logits, order, blocks, shares, num_tokens,
     num_experts: tl.constexpr, TOP_K: tl.constexpr, SIZE: tl.constexpr, num_blocks: tl.constexpr,
-    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr,
+    LEAST: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """See `route`. One program; capitals are the next powers of two."""
     token, expert, place = tl.arange(0, TOKENS), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
     inside = (token < num_tokens)[:, None]
     left = logits + tl.minimum(token, num_tokens - 1)[:, None] * num_experts + expert[None, :]
-    left = tl.load(left, mask=(expert < num_experts)[None, :], other=float("-inf")).to(tl.float32)
+    left = tl.load(left, mask=(expert < num_experts)[None, :], other=0.0).to(tl.float32)
+    # NOTE: a row of NaN once had no maximum: no expert was chosen, or one twice, and blocks read what nobody had written.
+    left = tl.where(left < float("inf"), left, float("inf"))
+    left = tl.where(left > LEAST, left, LEAST)
+    left = tl.where((expert < num_experts)[None, :], left, float("-inf"))  # as is an expert that is taken
     best = tl.max(left, axis=1)
+    has_softmax = (best > LEAST) & (best < float("inf"))
     chosen = tl.full((TOKENS, PLACES), -1, tl.int32)
     likes = tl.zeros((TOKENS, PLACES), tl.float32)
     for index in tl.static_range(TOP_K):
@@ -81,7 +93,8 @@ def route_kernel(
         here = (place == index)[None, :]
         chosen, likes = tl.where(here & inside, found, chosen), tl.where(here, like, likes)
         left = tl.where(expert[None, :] == found, float("-inf"), left)
-    likes = (likes / tl.sum(likes, axis=1)[:, None]).to(logits.dtype.element_ty).to(tl.float32)
+    likes = tl.where(has_softmax[:, None], likes / tl.sum(likes, axis=1)[:, None], float("nan"))
+    likes = likes.to(logits.dtype.element_ty).to(tl.float32)
     assignment = token[:, None] * TOP_K + place[None, :]
     tl.store(shares + assignment, likes, mask=inside & (place < TOP_K)[None, :])
 

@@ -32,20 +32,32 @@ def fits(shape: tuple[int, ...]) -> bool:
     return shape[-2] % ROWS == 0 and shape[-1] % COLUMNS == 0
 
 
-def tile(weight: NF4) -> Tiled:
-    """`weight` [rows, columns] or a stack of such, in tiles: the same bytes in another order."""
+def tile(weight: NF4, *, in_place: bool = False) -> Tiled:
+    """`weight` [rows, columns] or a stack of such, in tiles: the same bytes in another order.
+
+    `in_place` uses the weight up: its own memory has the tiles afterwards, and one matrix more is needed on the way. It is for
+    parts of a file's memory, which a copy would not free.
+    """
     *leading, rows, columns = weight.shape
     count = leading[0] if leading else 1
-    packed = weight.packed.view(count * rows // ROWS, 2, 8, columns // COLUMNS, 2, 2, 4, 4)  # i half g j block part t byte
-    packed = packed.permute(0, 3, 1, 2, 6, 4, 5, 7).contiguous().view(-1).view(torch.int32)
+    by_tile = (rows // ROWS, 2, 8, columns // COLUMNS, 2)  # i half g j block
     groups = None
     if isinstance(weight.absmax, Nested):
         groups = torch.stack((weight.absmax.scales.flatten(), weight.absmax.offsets.flatten()), dim=1).contiguous()
         values = weight.absmax.codes
     else:
         values = weight.absmax
-    values = values.reshape(count * rows // ROWS, 2, 8, columns // COLUMNS, 2).permute(0, 3, 2, 1, 4).contiguous().view(-1)
-    return Tiled(packed, values, groups, (count, rows, columns))
+    packed = _in_order(weight.packed.view(count, -1), (*by_tile, 2, 4, 4), (0, 3, 1, 2, 6, 4, 5, 7), in_place=in_place)
+    values = _in_order(values.view(count, -1), by_tile, (0, 3, 2, 1, 4), in_place=in_place)
+    return Tiled(packed.view(torch.int32), values, groups, (count, rows, columns))
+
+
+def _in_order(stack: torch.Tensor, shape: tuple[int, ...], order: tuple[int, ...], *, in_place: bool) -> torch.Tensor:
+    """Each of `stack` [count, n], seen as `shape`, with its axes in `order`: [count * n], in whole 16 bytes."""
+    target = stack if in_place and stack.data_ptr() % 16 == 0 else torch.empty_like(stack)
+    for one, to in zip(stack, target, strict=True):
+        to.copy_(one.view(shape).permute(order).contiguous().view(-1))
+    return target.view(-1)
 
 
 def untile(weight: Tiled) -> NF4:

@@ -1,7 +1,4 @@
-"""Weights in NF4 tiles as the model's `Linear` and `Experts`. Knows which shape of program suits how many tokens.
-
-The shapes were measured on an H200: docs/decisions/009-nf4-kernels.md.
-"""
+"""Weights in NF4 tiles as the model's `Linear` and `Experts`. Knows from how many tokens on a dense product is faster."""
 
 from functools import partial
 
@@ -9,9 +6,9 @@ import torch
 from torch.nn.functional import linear
 
 from zopilot_gpu.model.experts import GroupedExperts, RoutedExperts
-from zopilot_gpu.model.kernels import launch
-from zopilot_gpu.model.kernels.launch import Shape
+from zopilot_gpu.model.kernels import launch, shapes
 from zopilot_gpu.model.kernels.routing import route
+from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import Tiled, tile
 from zopilot_gpu.model.nf4 import NF4
 
@@ -20,10 +17,10 @@ _MOST_ROWS = 64  # likewise, of one matrix
 
 
 class TiledLinear:
-    """The product with one matrix in NF4."""
+    """The product with one matrix in NF4; `in_place` is of `tile`."""
 
-    def __init__(self, weight: NF4) -> None:
-        self._weight = tile(weight)
+    def __init__(self, weight: NF4, *, in_place: bool = False) -> None:
+        self._weight = tile(weight, in_place=in_place)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[T, columns] bf16 -> [T, rows] bf16."""
@@ -35,8 +32,8 @@ class TiledLinear:
 class TiledExperts:
     """Implements `Experts`: three launches, and no number that the host waits for; a few more where tokens are many."""
 
-    def __init__(self, w13: NF4, w2: NF4, top_k: int) -> None:
-        self._w13, self._w2, self._top_k = tile(w13), tile(w2), top_k
+    def __init__(self, w13: NF4, w2: NF4, top_k: int, *, in_place: bool = False) -> None:
+        self._w13, self._w2, self._top_k = tile(w13, in_place=in_place), tile(w2, in_place=in_place), top_k
         several = [[partial(_dense, weight=one, index=index) for index in range(one.shape[0])] for one in (self._w13, self._w2)]
         self._dense = RoutedExperts(GroupedExperts(*several), top_k)
 
@@ -52,26 +49,12 @@ class TiledExperts:
 
 def expert_shapes(num_tokens: int) -> tuple[Shape, Shape]:
     """For gate and up, and for down; both with the same number of tokens in a block."""
-    if num_tokens <= 2:
-        return Shape(1, 1, 2, 2), Shape(1, 1, 8, 1)
-    if num_tokens <= 4:
-        return Shape(2, 1, 4, 1), Shape(2, 1, 8, 1)
-    if num_tokens <= 8:
-        return Shape(1, 1, 2, 2), Shape(2, 1, 4, 1)
-    if num_tokens <= 16:
-        return Shape(2, 1, 4, 1), Shape(2, 1, 4, 1)
-    if num_tokens <= 48:
-        return Shape(2, 2, 4, 1, early=True), Shape(2, 2, 2, 2, early=True)
-    return Shape(2, 4, 2, 2, early=True), Shape(2, 4, 4, 1, early=True)
+    return shapes.current().of_experts(num_tokens)
 
 
 def linear_shape(num_tokens: int) -> Shape:
     """For one matrix."""
-    if num_tokens <= 8:
-        return Shape(1, 1, 8, 1)
-    if num_tokens <= 16:
-        return Shape(1, 2, 8, 1)
-    return Shape(1, 4, 4, 1, early=True)
+    return shapes.current().of_linear(num_tokens)
 
 
 def _dense(x: torch.Tensor, weight: Tiled, index: int) -> torch.Tensor:

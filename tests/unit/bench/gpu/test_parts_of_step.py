@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from zopilot_gpu.bench.gpu.parts_of_step import covered, part_of, parts_of_step
 
@@ -35,5 +36,5 @@ def test_what_overlaps_is_counted_once() -> None:
 
 
 def test_a_step_that_only_waits_is_a_gap() -> None:
-    found = parts_of_step(lambda: time.sleep(0.001), 2, 1000.0)
+    found = parts_of_step(lambda: time.sleep(0.001), 2, 1000.0, torch.device("cpu"))
     assert found["busy_us"] + found["gaps_us"] == pytest.approx(1000, abs=1)

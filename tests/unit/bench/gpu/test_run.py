@@ -26,7 +26,7 @@ def measure(*sections: str, file: Path | None = None) -> dict[str, Any]:
     [
         lambda y: y * 1.05,
         lambda y: torch.empty_like(y),  # noqa: PLW0108  (never written; poisoned by the time that it is called)
-        lambda y: y.index_fill(-1, torch.tensor([7]), 0),  # one column of 128 is lost
+        lambda y: y.index_fill(-1, torch.tensor([7]), 9),  # one column is wrong
     ],
     ids=["scaled", "unwritten", "one column"],
 )

@@ -1,0 +1,76 @@
+"""Tables of shapes: from a volume where it has one for the card, else those that are shipped; never a reason not to start."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from runners import tuned
+from zopilot_gpu.model.kernels import shapes
+from zopilot_gpu.model.kernels.shapes import SHIPPED, Shape, Table, choose
+
+GPU = torch.device("cuda")
+MINE = Table(
+    ((4, Shape(2, 1, 4, 1), Shape(1, 1, 8, 1)), (64, Shape(1, 2, 2, 2, early=True), Shape(2, 2, 4, 1))),
+    ((8, Shape(1, 1, 8, 1)),),
+)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that is not in the table."""
+    before = shapes.current()
+    monkeypatch.setattr(shapes, "card", lambda device: "sm86-84")
+    yield
+    shapes.use(before)
+
+
+def test_a_table_serves_every_number_of_tokens() -> None:
+    for table in (*SHIPPED.values(), MINE):
+        assert Table.from_json(table.to_json()) == table
+        for num_tokens in (1, 2, 3, 8, 17, 64, 65, 512):
+            up, down = table.of_experts(num_tokens)
+            assert up.q == down.q
+            assert table.of_linear(num_tokens).q >= 1
+    assert MINE.of_experts(5)[0] == Shape(1, 2, 2, 2, early=True)
+    assert MINE.of_experts(1000) == MINE.of_experts(64)
+
+
+@pytest.mark.usefixtures("card")
+def test_a_table_on_the_volume_is_taken_and_one_that_is_damaged_is_not(tmp_path: Path) -> None:
+    path = tuned.file_for(tmp_path, GPU)
+    assert path.name.startswith("sm86-84-triton3.")
+    why = tuned.use_for(GPU, [tmp_path])
+    assert why == "an H200's: sm86-84 was not measured, which `zopilot-gpu tune` does"
+    tuned.save(MINE, path)
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert tuned.use_for(GPU, [tmp_path / "empty", tmp_path]) == f"measured on this card, {path}"
+    assert shapes.current() == MINE
+    path.write_text("{")
+    assert f"; {path} can't be used: " in tuned.use_for(GPU, [tmp_path])
+    assert shapes.current() == SHIPPED["sm90-132"]
+
+
+@pytest.mark.parametrize(
+    ("experts", "linear"),
+    [
+        ([[4, [1, 1, 2, 2, False], [1, 2, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),  # two numbers of tokens
+        ([[4, [3, 1, 2, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),  # no power of two
+        ([[4, [1, 1, 16, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),  # 32 warps
+        ([[4, [True, 1, 2, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),
+        ([[4, [1, 1, 2, 2, 1], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),
+        ([[4, [1, 1, 2, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]], [8, [1, 1, 8, 1, False]]]),
+        ([], [[8, [1, 1, 8, 1, False]]]),
+        (None, None),
+    ],
+)
+def test_what_no_kernel_takes_is_no_table(experts: object, linear: object) -> None:
+
+    with pytest.raises(ValueError, match=r".+"):
+        Table.from_json(json.dumps({"experts": experts, "linear": linear}))
+
+
+def test_the_shipped_one_says_where_it_was_measured() -> None:
+    assert choose("sm90-132", None, "") == (SHIPPED["sm90-132"], "measured on such a card (sm90-132)")
