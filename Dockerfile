@@ -4,15 +4,14 @@
 #   docker build --build-arg LOCK=requirements/blackwell.lock.txt .       torch 2.8 cu128: RTX 50xx and those from sm_70 on
 #   make containerize                                                     either of them, from a bento
 #
-# The bentofiles name this file as their template. BentoML renders it with Jinja, which takes the lines between `if` and `endif` out;
-# Docker takes those two for comments, and the later default. A bento holds one lock besides that of the tools.
+# The bentofiles name this file as their template. BentoML renders it with Jinja, which takes the lines between `if` and `endif` out and
+# writes others in their place; to Docker all of that is comment. A bento holds one lock besides that of the tools.
 ARG BASE=python:3.11-slim-bookworm
-ARG SOURCE=src
-ARG LOCK=src/requirements/[^t]*.lock.txt
 # {% if false %}
 ARG SOURCE=.
 ARG LOCK=requirements/runtime.lock.txt
 # {% endif %}
+# {{ "\nARG SOURCE=src\nARG LOCK=src/requirements/[^t]*.lock.txt" }}
 
 # Layers go from what changes least to what changes most: system, packages, code.
 FROM ${BASE} AS system
@@ -20,6 +19,7 @@ FROM ${BASE} AS system
 # Who runs the image as another user in group 0 (OpenShift does) may write where the image's own may: its home and /models.
 RUN apt-get update \
     && apt-get install --no-install-recommends --yes gcc libc6-dev \
+    && apt-get clean \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log \
     && groupadd --gid 1034 bentoml \
     && useradd --uid 1034 --gid 1034 --no-log-init --home-dir /var/lib/zopilot-gpu bentoml \

@@ -81,4 +81,4 @@ lock: setup ## new locks from pyproject.toml; LOCK_FLAGS=--upgrade for newer ver
 	$(LOCK) --output-file requirements/blackwell-dev.lock.txt $(OVERRIDE) --constraint requirements/blackwell.lock.txt --extra dev --extra runpod pyproject.toml
 
 clean:
-	rm -rf .venv $(BLACKWELL) build
+	rm -rf .venv $(BLACKWELL)

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from runners.memory import LEAN_ROWS, LEAN_STEP_TOKENS
+from runners.memory import LEAN_CONTEXT, LEAN_ROWS, LEAN_STEP_TOKENS
 
 _LARGE_GPU_BYTES = 40_000_000_000
-_LEAN_POOL_TOKENS = 8192
 _POOL_TOKENS = 256 * 1024
 _MARGIN_BYTES = 512 * 1024**2  # for what no step shows: the driver's own, and pieces between tensors
 _LEAN_MARGIN_BYTES = 96 * 1024**2  # see `runners.memory`
@@ -38,7 +37,7 @@ def choose_limits(device: str, memory_bytes: int, *, is_lean: bool = False) -> L
     if device == "cpu":
         return Limits(64, 512, 2, _POOL_TOKENS, _MARGIN_BYTES, "a CPU")
     if is_lean:
-        return Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, _LEAN_POOL_TOKENS, _LEAN_MARGIN_BYTES, "a GPU that holds the lean form")
+        return Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, LEAN_CONTEXT, _LEAN_MARGIN_BYTES, "a GPU that holds the lean form")
     large = f"{_LARGE_GPU_BYTES / 1e9:.0f} GB"
     if memory_bytes < _LARGE_GPU_BYTES:
         return Limits(64, 512, 64, _POOL_TOKENS, _MARGIN_BYTES, f"a GPU of less than {large}: its memory is for the KV pool")

@@ -28,9 +28,10 @@ def rendered() -> str:
 
 
 def defaults(text: str) -> dict[str, str]:
-    """Of the build arguments before the first stage; the later wins, as Docker has it."""
-    head = text.partition("\nFROM ")[0]
-    return dict(re.findall(r"^ARG (\w+)=(.+)$", head, re.MULTILINE))
+    """Of the build arguments before the first stage, each told once: builders differ in which of two they would take."""
+    found = re.findall(r"^ARG (\w+)=(.+)$", text.partition("\nFROM ")[0], re.MULTILINE)
+    assert sorted(name for name, _ in found) == ["BASE", "LOCK", "SOURCE"]
+    return dict(found)
 
 
 def sources() -> set[str]:

@@ -1,7 +1,7 @@
 """Builds images and looks at them: with Docker where its daemon answers, else with buildah, which needs none.
 
-Buildah's storage, with the stand-in for the base image, lies in `build/image` (or ZOPILOT_GPU_IMAGE_DIR): some 30 GB, kept for
-the next run; `make clean` removes it. Needs root, and Debian's packages buildah and debootstrap.
+Buildah's storage, with the stand-in for the base image, lies in PLACE (ZOPILOT_GPU_IMAGE_DIR): some 30 GB, kept for the next
+run, and outside of the tree, which others walk through. Needs root, and Debian's packages buildah and debootstrap.
 """
 
 import json
@@ -10,13 +10,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).parents[2]
-PLACE = Path(os.environ.get("ZOPILOT_GPU_IMAGE_DIR") or ROOT / "build" / "image")
+# NOTE: no hidden place: BentoML takes no template from there.
+PLACE = Path(os.environ.get("ZOPILOT_GPU_IMAGE_DIR") or Path.home() / "zopilot-gpu-image")
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 CONTEXT = ("Dockerfile", ".dockerignore", "bentofile.yaml", "bentofile.blackwell.yaml", "README.md", "service.py")
 FOLDERS = ("image", "requirements", "runners", "zopilot_gpu")
@@ -109,16 +111,12 @@ class Buildah:
             self._stand_in()
 
     def build(self, context: Path, tag: str, arguments: Sequence[str], log: Path) -> None:
-        try:
+        with self._tidy():
             run(["buildah", "build", "--pull-never", "--tag", tag, *arguments, context], log, env=self.env)
-        finally:
-            run(["buildah", "rm", "--all"], env=self.env)  # with layers, this version leaves its working containers
 
     def containerize(self, bento: str, home: Path, tag: str, log: Path) -> None:
-        try:
+        with self._tidy():
             containerized(bento, home, "buildah", tag, self.env, log)
-        finally:
-            run(["buildah", "rm", "--all"], env=self.env)
 
     def config(self, tag: str) -> dict[str, Any]:
         return dict(self._inspect(tag)["Docker"]["config"])
@@ -130,6 +128,16 @@ class Buildah:
         stored = {layer["diff-digest"]: layer for layer in json.loads(driver.read_text()) if "diff-digest" in layer}
         digests = inspected["OCIv1"]["rootfs"]["diff_ids"]
         return [(name, int(stored[digest]["diff-size"])) for name, digest in zip(made_by, digests, strict=True)]
+
+    @contextmanager
+    def _tidy(self) -> Iterator[None]:
+        """Removes the working containers that a build with layers leaves in some versions."""
+        before = set(run(["buildah", "containers", "--quiet"], env=self.env).split())
+        try:
+            yield
+        finally:
+            if left := set(run(["buildah", "containers", "--quiet"], env=self.env).split()) - before:
+                run(["buildah", "rm", *left], env=self.env)
 
     def _inspect(self, tag: str) -> dict[str, Any]:
         return dict(json.loads(run(["buildah", "inspect", "--type", "image", tag], env=self.env)))

@@ -207,8 +207,6 @@ def test_it_packs_where_it_may_write_and_says_why_where_not(image: Image, tmp_pa
     assert status == 0, said
     assert "/models/packed/" in said
     tmp_path.chmod(0o755)  # as root's volumes are
-    for directory in tmp_path.parents[:3]:
-        directory.chmod(0o755)
     for read_only in (False, True):
         mount = Mount(tmp_path, "/runpod-volume", read_only)
         status, said = inside(image, *command, "/runpod-volume", mounts=(mount,))

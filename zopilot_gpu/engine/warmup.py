@@ -10,7 +10,7 @@ import torch
 
 from zopilot_gpu.engine import graphs, sampler
 from zopilot_gpu.engine.inputs import padding_slots
-from zopilot_gpu.engine.kv_cache import PoolSize, make_pools
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
 
@@ -58,18 +58,17 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
     widest = graphs.table_widths(max_blocks)[-1]
 
     def run(kind: Kind) -> None:
-        logits = model.forward(_padding(kind, max_rows, device), pools)
+        logits = model.forward(_padding(kind, max_rows, model.config.max_position, device), pools)
         if len(logits) in (1, max_rows):
             _draw_from(logits)
 
     for kind in kinds(max_rows, max_step_tokens, max_blocks):
         run(kind)
+    num_graphs = len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks))
     return Measured(
         step_bytes=_most_bytes(lambda: run(Kind(max_step_tokens, 1, widest)), device),
         decode_bytes=_most_bytes(lambda: run(Kind(max_rows, max_rows, widest)), device),
-        num_graphs=len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks))
-        if model.parts.can_be_captured
-        else 0,
+        num_graphs=num_graphs if model.parts.can_be_captured else 0,
     )
 
 
@@ -107,13 +106,15 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def _padding(kind: Kind, max_rows: int, device: torch.device) -> Batch:
+def _padding(kind: Kind, max_rows: int, max_position: int, device: torch.device) -> Batch:
     """A step of nobody's on pools of the padding block alone."""
     num_tokens, num_sequences, width = kind.num_tokens, kind.num_sequences, kind.width
     first = num_sequences - 1
     lengths = [1] * first + [num_tokens - first]
     starts = [*range(num_sequences), num_tokens]
-    positions = [0] * first + list(range(num_tokens - first))
+    # NOTE: the last sequence may be longer than `width` blocks or than the model's context: nothing is read beyond either.
+    positions = [0] * first + [min(place, max_position - 1) for place in range(num_tokens - first)]
+    width = max(width, -(-lengths[-1] // BLOCK_SIZE))
     rows = [start - 1 for start in starts[1:]]
     rows += rows[-1:] * (max_rows - len(rows) if num_tokens > max_rows else 0)  # the most logits beside the most tokens
 
