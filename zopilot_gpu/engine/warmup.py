@@ -4,7 +4,7 @@ Knows which sizes of steps there are; writes to the padding block alone, so it r
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -64,21 +64,25 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
 
     for kind in kinds(max_rows, max_step_tokens, max_blocks):
         run(kind)
+    num_graphs = len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks))
     return Measured(
         step_bytes=_most_bytes(lambda: run(Kind(max_step_tokens, 1, widest)), device),
         decode_bytes=_most_bytes(lambda: run(Kind(max_rows, max_rows, widest)), device),
-        num_graphs=len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks)),
+        num_graphs=num_graphs if model.parts.can_be_captured else 0,
     )
 
 
 def kinds(max_rows: int, max_step_tokens: int, max_blocks: int) -> Iterator[Kind]:
     """Steps after which no other meets a kernel that is not compiled."""
     widths = graphs.table_widths(max_blocks)
-    for width in widths:
-        yield from (Kind(count, count, width) for count in _COUNTS if count <= max_rows)
-        yield from (Kind(count * _RUN, 1, width) for count in _COUNTS if count * _RUN <= max_step_tokens)
     sizes = {count for count in graphs.TOKENS if count <= max_step_tokens} | {max_rows}
-    yield from (Kind(count, min(count, max_rows), widths[0]) for count in sorted(sizes))
+    # Attention splits a context by the width of its table and by how many decode: beside each size an odd number of these.
+    decodes = {Kind(size, size, widths[0]) for size in sizes if size <= max_rows}
+    decodes |= {Kind(size, size - 2, widths[0]) for size in sizes if 8 <= size <= max_rows}
+    for width in widths:
+        yield from (replace(kind, width=width) for kind in decodes)
+        yield from (Kind(count * _RUN, 1, width) for count in _COUNTS if count * _RUN <= max_step_tokens)
+    yield from (Kind(size, min(size, max_rows), widths[0]) for size in sizes)
     yield Kind(max_step_tokens, 1, widths[0])
 
 
@@ -87,14 +91,19 @@ def _most_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         return 0
     torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()  # the pool's size is from what is then free
+    _empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)
     most = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
+    _empty_cache()  # the pool's size is from what is then free
     return most
+
+
+def _empty_cache() -> None:
+    with graphs.no_capture:  # of another engine, on another GPU
+        torch.cuda.empty_cache()
 
 
 def _padding(kind: Kind, max_rows: int, max_position: int, device: torch.device) -> Batch:
