@@ -146,10 +146,10 @@ class BackgroundRunner:
             async for event in events:
                 yield event
 
-    def pulse(self) -> Pulse:
-        """Whether it lives. For any thread; while it loads, it does."""
+    def pulse(self) -> Pulse | None:
+        """Whether it lives, once it has loaded. For any thread."""
         loaded = self._loaded
-        return loaded.backend.pulse() if loaded else Pulse()
+        return loaded.backend.pulse() if loaded else None
 
     def abandon(self, error: ServiceError) -> None:
         """Ends all that is in flight with `error`, at once."""

@@ -18,9 +18,9 @@ _NF4_BYTES: dict[Absmax, float] = {
     "float32": 0.5 + 4 / 64,
 }
 _WORK_BYTES = 1_000_000_000  # activations, captured graphs, and one expert's matrix where a product dequantises it
-LEAN_STEP_TOKENS, LEAN_ROWS = 256, 16  # most tokens of a lean step, and sequences that draw a token in one
-_SPLITS = 32  # of a decode's context, as `kernels.attention` divides it
+LEAN_STEP_TOKENS, LEAN_ROWS, LEAN_CONTEXT = 256, 16, 8192  # at most: tokens of a step, sequences at once, tokens of one
 _LIBRARIES_BYTES = 96 << 20  # cuBLAS' workspace, captured graphs, and what the allocator rounds up
+_SPLITS = 32  # of a decode's context, as `kernels.attention` divides it
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,21 +9,20 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
 import torch
 
 from runners.base import BackendState, EngineStats, Progress, Pulse
 from runners.device import Device, choose_form, choose_threads, compute_dtype, kv_dtype, memory_bytes
 from runners.grammars import Grammars
+from runners.limits import Limits, choose_limits
 from runners.line import Admission
-from runners.memory import LEAN_ROWS, LEAN_STEP_TOKENS
 from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine, Finish
-from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, MARGIN_BYTES, PoolSize, make_pools, pool_size
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
 from zopilot_gpu.engine.loop import EngineLoop, Mailbox
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
@@ -41,27 +40,6 @@ from zopilot_gpu.text.tokenizer import Tokenizer
 
 _log = log.get(__name__)
 _STALLED_S = 8.0  # no step of a healthy engine takes this long
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """What an engine takes on at once: sequences, tokens in a step, and what a step of nothing would cost in tokens.
-
-    Then tokens in the KV pool, and memory of a GPU that is left alone.
-    """
-
-    max_running: int
-    max_step_tokens: int
-    step_base_tokens: int  # docs/decisions/012-keys-and-fairness.md
-    pool_tokens: int = 256 * 1024
-    margin_bytes: int = MARGIN_BYTES
-
-
-# A step of a prompt on a GPU dequantises every layer's experts, which takes as long as computing about 2,000 tokens with them:
-# with half as many most of the time would go into that, with twice as many all who decode would wait twice as long for a third
-# more throughput. On a CPU a step's time is its tokens'. docs/decisions/016-steps-ahead.md.
-_LIMITS = {"cpu": _Limits(64, 512, 2), "cuda": _Limits(128, 2048, 64)}
-_LEAN = _Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, pool_tokens=8192, margin_bytes=96 * 1024**2)  # see runners.memory
 
 
 class MixtralBackend:
@@ -89,7 +67,9 @@ class MixtralBackend:
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
         shapes = use_for(where, search_roots(settings.volume, settings.hf_home)) if used else None
         _log.info("kernels", used=used, why=why, shapes=shapes)
-        self._limits = limits = _LEAN if form.is_lean else _LIMITS[where.type]
+        self._memory = memory_bytes(device)
+        self._limits = limits = choose_limits(where.type, self._memory[2], is_lean=form.is_lean)
+        _log.info("limits", max_running=limits.max_running, max_step_tokens=limits.max_step_tokens, why=limits.why)
         context = min(config.max_position, settings.max_context_tokens, limits.pool_tokens)
         kept = kv_dtype(settings.kv_dtype, device)
         size = _pool_size(model, kept, limits, context, progress)
@@ -103,7 +83,7 @@ class MixtralBackend:
         engine = Engine(model, make_pools(config, size, kept, where), scheduler, max_context=context)
         self._say_something(engine, tokenizer)
         self._engine = engine
-        self._memory = memory_bytes(device)
+        self._memory = memory_bytes(device)  # by now with the pool
         self._tokenizer = tokenizer
         self.vocab_size = config.vocab_size
         self._eos_ids = frozenset([tokenizer.eos_id] if tokenizer.eos_id is not None else [])
@@ -195,7 +175,7 @@ class MixtralBackend:
             pass
 
 
-def _pool_size(model: Mixtral, dtype: torch.dtype, limits: _Limits, context: int, progress: Progress) -> PoolSize:
+def _pool_size(model: Mixtral, dtype: torch.dtype, limits: Limits, context: int, progress: Progress) -> PoolSize:
     """The KV pool's size, on a GPU out of what steps were seen to leave; their kernels are compiled on the way."""
     where = model.device
     reserved_bytes = 0

@@ -26,7 +26,7 @@ def load(
     """The model that the store has prepared, in `form`; see `zopilot_gpu.model.weights.build`.
 
     NOTE: a packed file is one piece of memory, which is free only when no tensor of it is left: on a GPU its weights are put in
-    tiles where they lie, or the model would take all of it twice.
+    tiles where they lie, or a layer would be there twice on the way.
 
     Raises:
         Damaged: the packed form is not what was published; it has been set aside where the volume lets us.

@@ -24,6 +24,14 @@ for name, value in BEFORE_TORCH.items():  # as the runner does
 
 ROOT = Path(__file__).parents[1]
 KEY = "key-of-the-tests"
+TINY = {
+    "vocab_size": 32_000,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 LLAMA_TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
     "add_bos_token": True,
@@ -75,6 +83,16 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a process, by force where it does not go by itself."""
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @contextmanager
 def serving(
     directory: Path, *, working_dir: Path = ROOT, target: str = "service:ZopilotGPU", ready: bool = True, **env: str
@@ -94,12 +112,7 @@ def serving(
             server.wait_for(lambda health: health["status"] == "ok", timeout_s=240)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 @pytest.fixture(scope="session")
@@ -127,16 +140,7 @@ def tiny_mixtral(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: Pa
     from transformers import MixtralConfig, MixtralForCausalLM
 
     torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=32_000,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        max_position_embeddings=4096,
-    )
+    config = MixtralConfig(**TINY, num_local_experts=4, max_position_embeddings=4096)
     directory = tmp_path_factory.mktemp("tiny-mixtral")
     shutil.copytree(mixtral_tokenizer, directory, dirs_exist_ok=True)
     MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(directory, max_shard_size="4MB")
@@ -150,17 +154,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, mixtral_tokenizer: Path
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32_000,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = LlamaConfig(**TINY, max_position_embeddings=256, bos_token_id=1, eos_token_id=2)
     directory = tmp_path_factory.mktemp("tiny-llama")
     shutil.copytree(mixtral_tokenizer, directory, dirs_exist_ok=True)
     template = "{{ bos_token }}<|user|>{{ messages[0]['content'] }}</s><|assistant|>"

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import KEY, ROOT, free_port
+from tests.conftest import KEY, ROOT, free_port, stop
 from tests.faults.receiver import Receiver
 from zopilot_gpu.api.schemas import PromptResponse
 
@@ -40,12 +40,7 @@ def working(
         try:
             yield process
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """SIGTERM under load: what is in flight is answered right, what comes is told to go elsewhere, and nothing is left behind.
 
-`ZOPILOT_GPU_DRAINS=100 python -m pytest tests/faults/test_drain.py -k load -s` for the long run, with its times.
+The long run, with its times: `ZOPILOT_GPU_DRAINS=100 python -m pytest tests/faults/test_drain.py -k load -s --timeout 0`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tests.conftest import Serve, Server
 from tests.faults.callers import calling, read_events, right_answers
 from tests.faults.test_supervision import LONG_S, until
 
-NUM_DRAINS = int(os.environ.get("ZOPILOT_GPU_DRAINS", "2"))
+NUM_DRAINS = int(os.environ.get("ZOPILOT_GPU_DRAINS", "1"))
 DEADLINE_S = 60 if NUM_DRAINS < 10 else 25  # the default; longer where the machine is as busy as CI's
 
 

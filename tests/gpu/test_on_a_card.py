@@ -166,7 +166,7 @@ def step(spans: list[tuple[int, int]], device: torch.device, room: int) -> Batch
 
 def pools(model: Mixtral, num_blocks: int) -> list[torch.Tensor]:
     shape = (2, num_blocks, SIZE, CONFIG.num_kv_heads, CONFIG.head_dim)
-    like = model.embedding
+    like = model.norm
     return [torch.full(shape, float("nan"), dtype=like.dtype, device=like.device) for _ in range(CONFIG.num_layers)]
 
 

@@ -57,7 +57,9 @@ RULES = {
     "zopilot_gpu.jobs": Rule((*FLOOR_0, "runners.base"), never=HEAVY),
     "zopilot_gpu.api": Rule((*FLOOR_0, "runners.base", "zopilot_gpu.jobs"), never=HEAVY),
     "zopilot_gpu.process": Rule((*FLOOR_0, "runners.base", "zopilot_gpu.api"), never=HEAVY),
-    "zopilot_gpu.doctor": Rule((*FLOOR_0, "zopilot_gpu.model", "zopilot_gpu.store", "runners", "zopilot_gpu.api.keys")),
+    "zopilot_gpu.doctor": Rule(
+        (*FLOOR_0, "zopilot_gpu.model", "zopilot_gpu.engine", "zopilot_gpu.store", "runners", "zopilot_gpu.api.keys")
+    ),
     "zopilot_gpu.bench": Rule(FLOOR_0, never=HEAVY),
     "zopilot_gpu.bench.gpu": Rule(None, never=frozenset({"service"})),
     "zopilot_gpu.queue_worker": Rule(None, never=HEAVY | {"service"}),

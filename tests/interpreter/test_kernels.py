@@ -153,7 +153,7 @@ def test_a_token_of_no_numbers_spoils_only_itself() -> None:
     w13, w2 = weight(4, 256, 128, "bf16"), weight(4, 128, 128, "bf16")
     x, logits = torch.randn(9, 128).bfloat16(), sick(4)
     x[0] = float("nan")
-    for up, down in ((Shape(1, 1, 1, 1), Shape(1, 1, 1, 1)), (Shape(1, 2, 1, 1), Shape(1, 2, 1, 1, early=True))):
+    for up, down in ((Shape(1, 1, 1, 8), Shape(1, 1, 1, 8)), (Shape(1, 2, 1, 8), Shape(1, 2, 1, 8, early=True))):
         plan = routing.route(logits, 2, 8 * up.q)
         inside = launch.gate_up(tiles.tile(w13), x, plan, 2, up)
         out = launch.add_up(launch.down(tiles.tile(w2), inside, plan, down), 2, x.dtype)
@@ -182,6 +182,19 @@ def test_experts_equal_the_reference(kind: str, num_tokens: int, up: Shape, down
     inside = launch.gate_up(tiles.tile(w13), x, plan, top_k, up)
     out = launch.add_up(launch.down(tiles.tile(w2), inside, plan, down), top_k, torch.float32)
     assert distance(out.double(), exact(w13, w2, x, logits, top_k)) < 1.5e-2
+
+
+@pytest.mark.parametrize(("num_experts", "top_k", "kind"), [(8, 2, "bf16"), (3, 1, "nested")])
+def test_a_single_token_picks_its_experts_without_a_routing(num_experts: int, top_k: int, kind: str) -> None:
+    """The same bits as by a routing, whatever its logits are."""
+    w13 = tiles.tile(weight(num_experts, 256, 128, kind))
+    w2 = tiles.tile(weight(num_experts, 128, 128, kind))
+    up = down = Shape(1, 1, 1, 8)
+    for row in sick(num_experts)[[1, 5]]:
+        x, logits = torch.randn(1, 128).bfloat16(), row.view(1, -1).bfloat16()
+        plans = routing.route(logits, top_k, 8), routing.Picked(logits, top_k)
+        routed, picked = (launch.down(w2, launch.gate_up(w13, x, plan, top_k, up), plan, down) for plan in plans)
+        torch.testing.assert_close(picked, routed, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_layer_of_experts_is_the_plain_one() -> None:
@@ -217,6 +230,15 @@ def test_norm_router_and_rotary_are_the_plain_ones(shapes: tuple[int, int, int, 
     torch.testing.assert_close(pool[0].flatten(0, 1)[slots], turned[:, num_heads:])
     torch.testing.assert_close(pool[1].flatten(0, 1)[slots], heads[:, -num_kv_heads:])
     assert int(pool.isnan().logical_not().sum()) == 2 * 3 * num_kv_heads * head_dim  # and nothing else is written
+
+
+def test_a_decode_is_split_for_as_many_programs_as_run_at_once() -> None:
+    on_h200 = [attention.split_of(512, size * 8, 132) for size in (1, 8, 16, 32, 64, 128)]
+    assert on_h200 == [64, 64, 64, 128, 256, 512]
+    assert attention.split_of(4096, 8, 132) == 128
+    assert attention.split_of(32_768, 8, 132) == attention.split_of(32_768, 64 * 8, 132) == 1024
+    assert attention.split_of(4096, 64 * 8, 132) == attention.MOST_SPLIT
+    assert attention.split_of(16, 8, 132) == attention.SPLIT
 
 
 def test_e4m3_is_written_as_torch_writes_it_and_read_exactly() -> None:

@@ -21,10 +21,22 @@ from zopilot_gpu.model.kernels import attention, experts, fused, routing
 WORDS, BF16, LONG, REAL = "*i32", "*bf16", "*i64", "*fp32"
 WEIGHT = dict.fromkeys(("packed", "absmax", "groups", "nested", "table"), WORDS)
 SMALL = {"P": 1, "Q": 1, "WK": 2, "WR": 2, "EARLY": False, "PLAIN": False}
-UP = {"TOP_K": 2, "COLUMNS": 4096, "INNER": 14336, "NUM_BLOCKS": 2}
-DOWN = {"COLUMNS": 14336, "ROWS": 4096, "NUM_BLOCKS": 2, "R": 1, "Q": 1, "WK": 8, "WR": 1, "EARLY": False, "PLAIN": False}
+PICKED = {"NUM_EXPERTS": 8, "EXPERTS": 8}
+ROUTED = {"NUM_EXPERTS": 0, "EXPERTS": 0}
+UP = ROUTED | {"TOP_K": 2, "COLUMNS": 4096, "INNER": 14336, "NUM_BLOCKS": 2}
+DOWN = ROUTED | {
+    "COLUMNS": 14336,
+    "ROWS": 4096,
+    "NUM_BLOCKS": 2,
+    "R": 1,
+    "Q": 1,
+    "WK": 8,
+    "WR": 1,
+    "EARLY": False,
+    "PLAIN": False,
+}
 HEADS = {"HEADS": 32, "KV_HEADS": 8, "WIDTH": 128, "PADDED": 128}
-ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "SPLIT": 64, "MOST": 0, "ROWS": 16, "PARTIAL": True, "E4M3": ""}
+ATTEND = HEADS | {"SIZE": 16, "GROUP": 4, "POSITIONS": 64, "MOST": 0, "ROWS": 16, "PARTIAL": True, "E4M3": ""}
 ATTEND_TYPES = {
     "q": BF16,
     "pool": BF16,
@@ -38,6 +50,7 @@ ATTEND_TYPES = {
     "table_stride": "i32",
     "value_offset": "i64",
     "num_runs": "i32",
+    "split_size": "i32",
 }
 UP_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "out": BF16}
 DOWN_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": REAL, "out": REAL}
@@ -47,6 +60,20 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     "gate_up bf16": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "bf16", "GATHERED": False}, 4, set()),
     "gate_up nested": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "nested", "GATHERED": False}, 4, set()),
     "down bf16": (experts.down_kernel, DOWN_TYPES, DOWN | {"KIND": "bf16"}, 8, set()),
+    "gate_up picked": (
+        experts.gate_up_kernel,
+        UP_TYPES | {"order": BF16, "blocks": BF16},
+        UP | SMALL | {"KIND": "bf16", "GATHERED": False} | PICKED,
+        4,
+        set(),
+    ),
+    "down picked": (
+        experts.down_kernel,
+        DOWN_TYPES | {"order": BF16, "blocks": BF16, "shares": BF16},
+        DOWN | {"KIND": "bf16"} | PICKED,
+        8,
+        set(),
+    ),
     "down many": (
         experts.down_kernel,
         DOWN_TYPES,
@@ -60,14 +87,14 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     "attend decode fp8": (
         attention.attend_kernel,
         ATTEND_TYPES | {"pool": "*u8"},
-        ATTEND | {"E4M3": "cast"},
+        ATTEND | {"E4M3": "cast", "POSITIONS": 32},
         2,
         {"q_stride", "value_offset"},
     ),
     "attend decode fp8 by asm": (
         attention.attend_kernel,
         ATTEND_TYPES | {"pool": "*u8"},
-        ATTEND | {"E4M3": "asm"},
+        ATTEND | {"E4M3": "asm", "POSITIONS": 32},
         2,
         {"q_stride", "value_offset"},
     ),
@@ -90,7 +117,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     "route": (
         routing.route_kernel,
         {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32"},
-        ROUTE | {"LEAST": -3.4e38, "TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
+        ROUTE | {"TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
         1,
         set(),
     ),

@@ -28,11 +28,11 @@ def test_the_machine_code_has_no_spills_and_wide_loads(arch: int, tmp_path: Path
         env={"PATH": "/usr/bin:/bin", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     assert run.returncode == 0, run.stderr
     kernels = json.loads(run.stdout.splitlines()[-1])
-    assert len(kernels) == 7
+    assert len(kernels) == (12 if arch >= 89 else 11)
     for name, found in kernels.items():
         assert found["spills"] == found["stack"] == 0, name
         if not name.startswith(("down many", "attend")):
@@ -40,3 +40,5 @@ def test_the_machine_code_has_no_spills_and_wide_loads(arch: int, tmp_path: Path
         if name.startswith(("gate_up", "down", "attend")):
             assert found["HMMA"] > 0, name
             assert found["wide loads"] >= 6, name  # weights and x, or keys and values
+    for picked in ("gate_up", "down"):  # what picks its own experts takes no more registers for it
+        assert kernels[f"{picked} picked"]["registers"] <= kernels[f"{picked} bf16"]["registers"] + 4

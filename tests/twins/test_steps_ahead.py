@@ -5,6 +5,7 @@ That what sequences say does not change is `test_engine`'s; here is how it comes
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,11 @@ from zopilot_gpu.engine.engine import Drawn, Engine
 from zopilot_gpu.engine.loop import EngineLoop, fatal_reason, is_out_of_memory
 from zopilot_gpu.engine.scheduler import Scheduled
 from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.engine.warmup import warm_up
 from zopilot_gpu.errors import EngineFailed, OutOfMemory
 from zopilot_gpu.events import GREEDY, Sampling
+from zopilot_gpu.model.batch import Batch
+from zopilot_gpu.model.kernels.parts import KernelParts
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.text.json_schema import narrow
 
@@ -133,6 +137,44 @@ def test_what_fills_up_a_step_touches_no_block_but_its_own(model: Mixtral, promp
     assert [one.output_ids for one in sequences] == [twin.alone(model, one) for one in sequences]
 
 
+def test_what_kernels_are_told_of_a_form_is_what_its_lists_say(
+    model: Mixtral, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan of a captured step is made once and its numbers are sent; that of any other is made of lists on the host."""
+    seen = list[Batch]()
+    forward = Mixtral.forward
+
+    def watched(self: Mixtral, batch: Batch, pools: list[torch.Tensor]) -> torch.Tensor:
+        kernels, listed = KernelParts(), replace(batch, runs=None)
+        if batch.runs is not None and batch.context_lens:
+            sent, made = (kernels.plan(one, pools[0], self.rotary, 8) for one in (batch, listed))
+            assert sent.chunks is made.chunks is None
+            assert sent.decodes is not None
+            assert made.decodes is not None
+            assert torch.equal(sent.decodes, made.decodes)
+            seen.append(batch)
+        return forward(self, batch, pools)
+
+    monkeypatch.setattr(Mixtral, "forward", watched)
+    it = twin.engine(model, mode="ahead and filled up")
+    for prompt in prompts[:5]:
+        it.scheduler.add(sequence(prompt, 20))
+    twin.run(it)
+    assert {batch.num_sequences for batch in seen} >= {8}
+    assert all(int(batch.token_ids.min()) >= 0 for batch in seen)  # those that the host does not know are filled in
+
+
+def test_a_step_of_every_kind_runs_on_the_padding_alone(model: Mixtral) -> None:
+    measured = warm_up(model, torch.float32, max_rows=8, max_step_tokens=48, max_blocks=70)
+    assert measured.reserved_bytes == 0  # nothing is measured on a CPU
+
+
+def test_pools_without_a_block_for_padding_are_refused(model: Mixtral) -> None:
+    it = twin.engine(model, num_blocks=16)
+    with pytest.raises(ValueError, match="padding"):
+        Engine(model, [pool[:, :16] for pool in it._pools], it.scheduler)
+
+
 def test_a_form_that_can_not_be_captured_is_done_without(
     model: Mixtral, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +242,7 @@ async def test_a_lost_device_is_told_and_nothing_is_tried_on_it_again(
     assert loop.fatal == "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert isinstance(await twin.collect(loop.submit(sequence(prompts[2]))), EngineFailed)
     assert len(tried) == 1
-    assert loop.stalled_s < 2  # it is not stuck: it refuses
+    assert loop.stalled_s < 30  # it is not stuck: it refuses
     await loop.close()
 
 

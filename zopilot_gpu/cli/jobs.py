@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from zopilot_gpu.cli.common import fail, read_object
+from zopilot_gpu.cli.common import events, fail, read_object
 
 app = typer.Typer(no_args_is_help=True, help="Prompts that are answered later.")
 _TIMEOUT_S = 600
@@ -87,27 +87,22 @@ def watch(job_id: JobId, *, url: Url = _HERE, key: Key = "") -> None:
 
 
 def _print_events(response: httpx.Response) -> None:
-    event, told = "", ""
-    for line in response.iter_lines():
-        name, _, value = line.partition(": ")
-        if name == "event":
-            event = value
-        elif name == "data":
-            data = json.loads(value)
-            match event:
-                case "text":
-                    told += data["text"]
-                    sys.stdout.write(data["text"])
-                    sys.stdout.flush()
-                case "done":
-                    sys.stdout.write("\n" if told else f"{json.dumps(data['output'])}\n")
-                    return
-                case "error":
-                    fail(data["error"]["message"])
-                case "cancelled":
-                    fail("The job was cancelled.")
-                case _:
-                    typer.echo(data["state"], err=True)
+    told = ""
+    for event, data in events(response):
+        match event:
+            case "text":
+                told += data["text"]
+                sys.stdout.write(data["text"])
+                sys.stdout.flush()
+            case "done":
+                sys.stdout.write("\n" if told else f"{json.dumps(data['output'])}\n")
+                return
+            case "error":
+                fail(data["error"]["message"])
+            case "cancelled":
+                fail("The job was cancelled.")
+            case _:
+                typer.echo(data["state"], err=True)
     fail("The stream was cut; watch again.")
 
 

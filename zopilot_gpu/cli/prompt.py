@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from zopilot_gpu.cli.common import fail, read_object
+from zopilot_gpu.cli.common import events, fail, read_object
 
 _TIMEOUT_S = 600
 
@@ -45,22 +45,16 @@ def prompt(  # noqa: PLR0913  (one parameter an option)
 
 def _print_events(response: httpx.Response, *, show_metadata: bool) -> bool:
     """Prints the pieces as they come; whether the answer was complete."""
-    event = ""
-    for line in response.iter_lines():
-        name, _, value = line.partition(": ")
-        if name == "event":
-            event = value
-        elif name == "data":
-            data = json.loads(value)
-            if event == "text":
-                sys.stdout.write(data["text"])
-                sys.stdout.flush()
-            elif event == "error":
-                sys.stdout.write("\n")
-                fail(data["error"]["message"])
-            elif event == "done":
-                sys.stdout.write("\n")
-                if show_metadata:
-                    typer.echo(json.dumps(data["metadata"], indent=2), err=True)
-                return True
+    for event, data in events(response):
+        if event == "text":
+            sys.stdout.write(data["text"])
+            sys.stdout.flush()
+        elif event == "error":
+            sys.stdout.write("\n")
+            fail(data["error"]["message"])
+        elif event == "done":
+            sys.stdout.write("\n")
+            if show_metadata:
+                typer.echo(json.dumps(data["metadata"], indent=2), err=True)
+            return True
     return False

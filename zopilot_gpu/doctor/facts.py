@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from runners.background import LEAST_PACKED_BYTES
 from runners.base import RunnerState
-from runners.device import Device, choose_device
+from runners.device import Device, choose_device, keeps_of
 from runners.machine import Machine, look
+from runners.memory import Absmax
 from zopilot_gpu.api.keys import KeysError, read_file
 from zopilot_gpu.doctor import probes
 from zopilot_gpu.doctor.lock import Packages, compare
@@ -34,7 +37,10 @@ _LEAST_MEASURED_BYTES = 64 << 20  # the time of a smaller read is that of openin
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the store would load now. `pack_bytes` is what its packed form would take; 0 where there is none to make."""
+    """What the store would load now. `pack_bytes` is what its packed form would take; 0 where there is none to make.
+
+    `absmax` is how the packed form keeps it; a source in bf16 is exact in bf16.
+    """
 
     kind: Literal["packed", "source"]
     name: str
@@ -43,6 +49,7 @@ class Found:
     why: str
     config: MixtralConfig | None = None  # None for another architecture
     pack_bytes: int = 0
+    absmax: Absmax = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +194,8 @@ def _found(prepared: Prepared, settings: Settings) -> Found:
     located, manifest = prepared.located, prepared.manifest
     config = _config(located.directory) if located.model_type == "mixtral" else None
     if manifest:
-        return Found("packed", located.name, located.directory, manifest.num_bytes, prepared.why, config)
+        absmax = keeps_of(located.directory, torch.bfloat16).absmax
+        return Found("packed", located.name, located.directory, manifest.num_bytes, prepared.why, config, absmax=absmax)
     num_bytes = weight_bytes(located.directory)
     packs = settings.pack and settings.runner != "plain" and config is not None and num_bytes >= LEAST_PACKED_BYTES
     to_pack = packed_bytes(config) if packs and config and not why_not_packed(located.directory) else 0

@@ -1,9 +1,12 @@
 """The check of memory: the sum that `runners.device` chooses by, told against what is free. Computes only."""
 
-from runners.device import compute_dtype, form_of, keeps_of, kv_dtype
-from runners.memory import Sum, sum_of
+import torch
+
+from runners.device import compute_dtype, form_of, kv_dtype
+from runners.memory import Keeps, Sum, sum_of
 from zopilot_gpu.doctor.facts import Facts, Found
 from zopilot_gpu.doctor.report import Check
+from zopilot_gpu.engine.kv_cache import pool_size
 from zopilot_gpu.model.config import MixtralConfig
 
 _NF4_OF_BF16 = 0.28  # what another architecture takes in NF4, of its size on the disk; more or less
@@ -19,7 +22,8 @@ def memory(facts: Facts) -> Check | None:
     free = card.free_bytes if device.name == "cuda" and card else facts.machine.memory_bytes
     if found.config is None:
         return _of_another(found, free)
-    keeps = keeps_of(found.directory, kv_dtype(facts.settings.kv_dtype, device))
+    kept = kv_dtype(facts.settings.kv_dtype, device)
+    keeps = Keeps(found.absmax, kept.itemsize, is_packed=found.kind == "packed")
     form = form_of(found.config, device, free, keeps)
     itemsize = compute_dtype(device).itemsize
     lean = form.is_lean or (form.name is None and device.name == "cuda" and not found.config.tie_embeddings)
@@ -31,12 +35,14 @@ def memory(facts: Facts) -> Check | None:
     if form.name == "dequantised":
         full = found.config.num_parameters * itemsize
         needed = Sum(full, needed.kv_bytes_per_token, needed.work_bytes)
-    return _of_ours(facts, found.config, needed, free)
-
-
-def _of_ours(facts: Facts, config: MixtralConfig, needed: Sum, free: int) -> Check:
-    wanted = min(facts.settings.max_context_tokens, config.max_position)
     room = max(free - needed.weights_bytes - needed.work_bytes, 0) // needed.kv_bytes_per_token
+    if device.name == "cpu":
+        room = min(room, pool_size(found.config, kept, torch.device("cpu"), max_tokens=room).num_tokens)
+    return _of_ours(facts, found.config, needed, free, room)
+
+
+def _of_ours(facts: Facts, config: MixtralConfig, needed: Sum, free: int, room: int) -> Check:
+    wanted = min(facts.settings.max_context_tokens, config.max_position)
     value = (
         f"{_gb(needed.weights_bytes)} weights + {_gb(needed.kv_bytes_per_token * wanted)} KV of {wanted:,} tokens + "
         f"{_gb(needed.work_bytes)} to work; {_gb(free)} free"

@@ -68,6 +68,9 @@ class Engine:
         max_context: most tokens of a sequence, for which steps of decodes are made; None is the model's.
         decode: how steps of decodes run: as `graphs`, as their `twins`, which are the same steps launched piece by piece, or
             `plain`ly, without being filled up. None is graphs where the model's kernels can be captured, else plainly.
+
+    Raises:
+        ValueError: the pools have no block more than the scheduler's.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class Engine:
         max_context: int | None = None,
         decode: Literal["graphs", "twins", "plain"] | None = None,
     ) -> None:
+        if pools[0].shape[1] <= scheduler.pool.num_blocks:
+            raise ValueError("the pools have no block for padding: a step that is filled up would write into a sequence's")
         self._model = model
         self._pools = pools
         self.scheduler = scheduler

@@ -10,6 +10,7 @@ a form's logits is launched before the next form.
 """
 
 import gc
+import threading
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,8 @@ _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _BLOCKS = (64, 256, 1024)  # of 16 tokens; the kernels split a context by the width of its table, not by its length
 TOKENS = (*_ROWS, 384, 512)  # of a step that is no form; above, kernels do not depend on the number
 _STEPS_BETWEEN_CAPTURES = 8
+# NOTE: torch's cache of memory, one for all GPUs, can't be emptied while any thread captures.
+no_capture = threading.Lock()
 _MOST_SPARE = 4  # a form so many times larger than the step is slower than no form
 
 Run = Callable[[], None]
@@ -119,7 +122,7 @@ class Forms:
         try:
             form.replay = self._capture(run)
         except RuntimeError as error:  # out of memory, or what this torch can't capture: steps go on without
-            _log.warning("capture_failed", rows=rows, blocks=blocks, problem=str(error)[:300])
+            _log.warning("capture_failed", rows=rows, blocks=blocks, problem=str(error.__context__ or error)[:300])
             if form.memory.is_cuda:
                 torch.cuda.synchronize(form.memory.device)  # raises where the device itself is lost
             return False
@@ -183,7 +186,7 @@ class capture_graphs:  # noqa: N801  (a `Capture` with state)
         collects = gc.isenabled()
         gc.disable()
         try:
-            with torch.cuda.stream(self._stream):
+            with no_capture, torch.cuda.stream(self._stream):
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # type: ignore[no-untyped-call]
                 try:
                     run()

@@ -48,7 +48,6 @@ def pool_size(
     """
     per_block = BLOCK_SIZE * config.kv_bytes_per_token(dtype.itemsize)
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # what loading has left to the allocator counts as used
         free, _ = torch.cuda.mem_get_info(device)
         room = free - reserved_bytes - margin_bytes - per_block  # the last for padding
         what = f"{_gib(free)} free, less {_gib(reserved_bytes)} for steps and {_gib(margin_bytes)} to spare"

@@ -65,6 +65,9 @@ class EngineLoop:
     def submit(self, sequence: Sequence) -> Mailbox:
         """Puts a sequence in line and gives the mailbox of its tokens."""
         mailbox = Mailbox(sequence)
+        if self._closing:  # the thread may have looked into its inbox for the last time
+            mailbox.arrived.put_nowait(ShuttingDown(retry_after_s=_RETRY_S))
+            return mailbox
         self._send("add", mailbox)
         return mailbox
 

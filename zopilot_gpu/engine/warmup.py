@@ -4,13 +4,13 @@ Knows which sizes of steps there are; writes to the padding block alone, so it r
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from zopilot_gpu.engine import graphs, sampler
 from zopilot_gpu.engine.inputs import padding_slots
-from zopilot_gpu.engine.kv_cache import PoolSize, make_pools
+from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
 
@@ -58,27 +58,31 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
     widest = graphs.table_widths(max_blocks)[-1]
 
     def run(kind: Kind) -> None:
-        logits = model.forward(_padding(kind, max_rows, device), pools)
+        logits = model.forward(_padding(kind, max_rows, model.config.max_position, device), pools)
         if len(logits) in (1, max_rows):
             _draw_from(logits)
 
     for kind in kinds(max_rows, max_step_tokens, max_blocks):
         run(kind)
+    num_graphs = len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks))
     return Measured(
         step_bytes=_most_bytes(lambda: run(Kind(max_step_tokens, 1, widest)), device),
         decode_bytes=_most_bytes(lambda: run(Kind(max_rows, max_rows, widest)), device),
-        num_graphs=len(graphs.row_counts(max_rows)) * len(graphs.table_widths(max_blocks)),
+        num_graphs=num_graphs if model.parts.can_be_captured else 0,
     )
 
 
 def kinds(max_rows: int, max_step_tokens: int, max_blocks: int) -> Iterator[Kind]:
     """Steps after which no other meets a kernel that is not compiled."""
     widths = graphs.table_widths(max_blocks)
-    for width in widths:
-        yield from (Kind(count, count, width) for count in _COUNTS if count <= max_rows)
-        yield from (Kind(count * _RUN, 1, width) for count in _COUNTS if count * _RUN <= max_step_tokens)
     sizes = {count for count in graphs.TOKENS if count <= max_step_tokens} | {max_rows}
-    yield from (Kind(count, min(count, max_rows), widths[0]) for count in sorted(sizes))
+    # Attention splits a context by the width of its table and by how many decode: beside each size an odd number of these.
+    decodes = {Kind(size, size, widths[0]) for size in sizes if size <= max_rows}
+    decodes |= {Kind(size, size - 2, widths[0]) for size in sizes if 8 <= size <= max_rows}
+    for width in widths:
+        yield from (replace(kind, width=width) for kind in decodes)
+        yield from (Kind(count * _RUN, 1, width) for count in _COUNTS if count * _RUN <= max_step_tokens)
+    yield from (Kind(size, min(size, max_rows), widths[0]) for size in sizes)
     yield Kind(max_step_tokens, 1, widths[0])
 
 
@@ -87,23 +91,30 @@ def _most_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         return 0
     torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()  # the pool's size is from what is then free
+    _empty_cache()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)
     most = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
+    _empty_cache()  # the pool's size is from what is then free
     return most
 
 
-def _padding(kind: Kind, max_rows: int, device: torch.device) -> Batch:
+def _empty_cache() -> None:
+    with graphs.no_capture:  # of another engine, on another GPU
+        torch.cuda.empty_cache()
+
+
+def _padding(kind: Kind, max_rows: int, max_position: int, device: torch.device) -> Batch:
     """A step of nobody's on pools of the padding block alone."""
     num_tokens, num_sequences, width = kind.num_tokens, kind.num_sequences, kind.width
     first = num_sequences - 1
     lengths = [1] * first + [num_tokens - first]
     starts = [*range(num_sequences), num_tokens]
-    positions = [0] * first + list(range(num_tokens - first))
+    # NOTE: the last sequence may be longer than `width` blocks or than the model's context: nothing is read beyond either.
+    positions = [0] * first + [min(place, max_position - 1) for place in range(num_tokens - first)]
+    width = max(width, -(-lengths[-1] // BLOCK_SIZE))
     rows = [start - 1 for start in starts[1:]]
     rows += rows[-1:] * (max_rows - len(rows) if num_tokens > max_rows else 0)  # the most logits beside the most tokens
 

@@ -65,8 +65,9 @@ class Supervisor(circus.Arbiter):
         """The periodic look: hears of deaths, starts what is missing."""
         if self._stopping:
             return
-        for pid, returncode in self._reap():
-            self._note(pid, returncode)
+        for watcher, pid, returncode in self._reap():
+            if watcher.status() == "active":  # or it was told to end, as by `bentoml serve --reload`
+                self._note(pid, returncode)
         if self._gives_up:
             self.stop()
         elif time.monotonic() >= self._start_at_s:
@@ -84,18 +85,18 @@ class Supervisor(circus.Arbiter):
             self._start_at_s = now_s + wait_s
             _log.error("worker_died", pid=pid, reason=reason(returncode), restart_in_s=wait_s)
 
-    def _reap(self) -> Iterator[tuple[int, int]]:
-        """The workers that ended since the last look, with their return codes. As process 1 it buries orphans too."""
+    def _reap(self) -> Iterator[tuple[Any, int, int]]:
+        """The processes that ended since the last look, with watcher and return code. As process 1 it buries orphans too."""
         watchers = {pid: watcher for watcher in self.watchers for pid in watcher.processes}
         for pid, status in _ended_children():
             if watcher := watchers.pop(pid, None):
                 watcher.reap_process(pid, status)
-                yield pid, os.waitstatus_to_exitcode(status)
+                yield watcher, pid, os.waitstatus_to_exitcode(status)
         for pid, watcher in watchers.items():
             process = watcher.processes[pid]
             if not process.is_alive():  # somebody else has waited for it
                 watcher.reap_process(pid)
-                yield pid, process.returncode()
+                yield watcher, pid, process.returncode()
 
 
 def _ended_children() -> Iterator[tuple[int, int]]:

@@ -10,7 +10,6 @@ Knows a runner by four methods, and exchanges by count; no models and no content
 """
 
 import asyncio
-import contextlib
 import faulthandler
 import os
 import signal
@@ -37,8 +36,8 @@ _log = log.get(__name__)
 class Watched(Protocol):
     """What is needed of the runner."""
 
-    def pulse(self) -> Pulse:
-        """Whether it lives; asked from a thread."""
+    def pulse(self) -> Pulse | None:
+        """Whether it lives, once it has loaded; asked from a thread."""
         ...
 
     def abandon(self, error: ServiceError) -> None:
@@ -117,12 +116,15 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         """Looks once a second, for as long as the process lives."""
         while not self._wakes.wait(_LOOK_S):
-            faulthandler.dump_traceback_later(2 * self._hung_step_s, exit=True, file=sys.__stderr__ or sys.stderr)
             if self._launcher and os.getppid() != self._launcher:
                 self._launcher = 0
                 _log.error("launcher_gone")
                 os.kill(os.getpid(), signal.SIGTERM)
             pulse = self._runner.pulse()
+            if pulse is None:  # it loads, and libraries may hold the lock for long, or it is closed
+                faulthandler.cancel_dump_traceback_later()
+                continue
+            faulthandler.dump_traceback_later(2 * self._hung_step_s, exit=True, file=sys.__stderr__ or sys.stderr)
             self._num_stalled = self._num_stalled + 1 if pulse.stalled_s > self._hung_step_s else 0
             if pulse.fatal:
                 self._end(Exit.CUDA_ERROR, pulse.fatal)
@@ -131,11 +133,13 @@ class Watchdog(threading.Thread):
 
     def _end(self, status: Exit, problem: str) -> None:
         _log.error("worker_ends", exit_status=int(status), problem=problem)
-        telling = asyncio.run_coroutine_threadsafe(self._tell(), self._loop)
-        with contextlib.suppress(TimeoutError, RuntimeError):  # the loop hangs, or has ended
-            telling.result(LAST_WORDS_S)
-        os._exit(status)
+        try:
+            asyncio.run_coroutine_threadsafe(self._tell(), self._loop).result(LAST_WORDS_S)
+        finally:  # the loop may hang too, or have ended
+            os._exit(status)
 
     async def _tell(self) -> None:
-        self._runner.abandon(EngineFailed(retry_after_s=_RETRY_S))
-        await self._exchanges.ended(self._exchanges.num_begun, LAST_WORDS_S)
+        mark, in_time = self._exchanges.num_begun, False
+        while not in_time:  # again, for those who were still on their way to the engine
+            self._runner.abandon(EngineFailed(retry_after_s=_RETRY_S))
+            in_time = await self._exchanges.ended(mark, _LOOK_S)

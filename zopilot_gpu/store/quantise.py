@@ -22,6 +22,7 @@ GROUP = 256  # blocks that share a scale of their absmax
 _CELLS = 256
 _PIECE = 511 * BLOCK  # values; torch works on fewer than 32,768 without threads of its own
 _PIECES_A_TASK = 32
+_ZEROS = CODES.index(0) * 17  # two codes of zero in a byte
 
 
 def _boundaries() -> torch.Tensor:
@@ -117,6 +118,8 @@ def _on_gpu(flat: torch.Tensor, packed: torch.Tensor, absmax: torch.Tensor) -> N
     codes, state = _bitsandbytes().quantize_4bit(flat, blocksize=BLOCK, quant_type="nf4")
     packed.copy_(codes.view(-1))
     absmax.copy_(state.absmax)
+    # NOTE: the kernel divides by the absmax. For zeros alone that is no number, whose codes are not those of zero.
+    packed.view(-1, BLOCK // 2)[absmax == 0] = _ZEROS
 
 
 def compress(absmax: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ follow and whose every instance is one of the original (JSON Schema, Draft 7 and
 - what may be anything is anything that keeps these rules.
 
 Where two schemas speak of the same value (`allOf`, or keywords beside `$ref`, `anyOf`, `oneOf`), what one leaves open is the
-other's to say: there the third is left out, and the last holds two levels deep.
+other's to say: there the third is left out, and the last holds six levels deep (whoever sends a value checks it whole).
 
 Try it: `python -m pytest tests/unit/text/test_json_schema.py`.
 """
@@ -54,10 +54,11 @@ def _anything(inner: object) -> Schema:
 
 
 # NOTE: the library intersects schemas that speak of the same value, and never ends with two that contain themselves.
-_NAME, _INNER_NAME = "zopilot_gpu.any", "zopilot_gpu.any.inner"
-_REFERENCE, _INNER_REFERENCE = {"$ref": f"#/$defs/{_NAME}"}, {"$ref": f"#/$defs/{_INNER_NAME}"}
-_ANY = {_NAME: _anything(_REFERENCE)}
-_ANY_OF_MIXED = {_NAME: _anything(_INNER_REFERENCE), _INNER_NAME: _anything({})}
+_MIXED_LEVELS = 6
+_NAMES = ["zopilot_gpu.any", *(f"zopilot_gpu.any.{level}" for level in range(2, _MIXED_LEVELS + 1))]
+_REFERENCE, *_INNER_REFERENCES = ({"$ref": f"#/$defs/{name}"} for name in _NAMES)
+_ANY = {_NAMES[0]: _anything(_REFERENCE)}
+_ANY_OF_MIXED = {name: _anything(inner) for name, inner in zip(_NAMES, [*_INNER_REFERENCES, {}], strict=True)}
 
 
 def narrow(schema: Schema) -> dict[str, Any]:

@@ -26,7 +26,9 @@ MIXTRAL = MixtralConfig(32_000, 4096, 14_336, 32, 32, 8, 128, 8, 2, 1e6, 1e-5, 3
 ROOT = Path("/runpod-volume")
 SNAPSHOT = ROOT / "huggingface/hub/models--mistralai--Mixtral-8x7B-Instruct-v0.1/snapshots/0123abcd"
 NAME = "mistralai/Mixtral-8x7B-Instruct-v0.1"
-PACKED = Found("packed", NAME, ROOT / "packed/mixtral@0123-1", 24_490_000_000, "the packed form is there", MIXTRAL)
+PACKED = Found(
+    "packed", NAME, ROOT / "packed/mixtral@0123-1", 24_490_000_000, "the packed form is there", MIXTRAL, absmax="double"
+)
 SOURCE = Found("source", NAME, SNAPSHOT, 93_400_000_000, "it has not been packed yet", MIXTRAL, 24_490_000_000)
 DEMO = MixtralConfig(768, 192, 384, 6, 6, 2, 32, 8, 2, 1e6, 1e-5, 2048, tie_embeddings=True)
 
@@ -40,7 +42,7 @@ def card(name: str, capability: tuple[int, int], gib: float) -> Card:
     return Card(name, capability, total, total - 500_000_000)
 
 
-RTX_4090 = card("NVIDIA GeForce RTX 4090", (8, 9), 23.5)
+RTX_4090 = card("NVIDIA GeForce RTX 4090", (8, 9), 23.64)
 RTX_5090 = card("NVIDIA GeForce RTX 5090", (12, 0), 31.4)
 A6000 = card("NVIDIA RTX A6000", (8, 6), 47.5)
 A100 = card("NVIDIA A100 40GB", (8, 0), 39.4)
@@ -108,7 +110,9 @@ MACHINES: dict[str, tuple[Facts, str, str, str]] = {
     "H100, not packed": (facts(default(H100), found=SOURCE), "warn", "model", "3.8 times as much"),
     "A100 40 GB": (facts(default(A100)), "ok", "memory", "32,768 tokens"),
     "A6000": (facts(default(A6000)), "ok", "memory", "32,768 tokens"),
-    "RTX 4090, 24 GiB": (facts(default(RTX_4090)), "fail", "memory", "do not fit in NF4"),
+    "RTX 4090, 24 GiB": (facts(default(RTX_4090)), "fail", "memory", "with ZOPILOT_GPU_KV_DTYPE=fp8 they would"),
+    "RTX 4090, not packed": (facts(default(RTX_4090), found=SOURCE), "fail", "memory", "the double quantised form"),
+    "RTX 4090, fp8": (facts(default(RTX_4090), settings=settings(kv_dtype="fp8")), "warn", "memory", "longest context"),
     "RTX 5090, default image": (facts(default(RTX_5090, "570.86.15", (12, 8))), "fail", "card", "Blackwell image"),
     "RTX 5090, Blackwell image": (facts(blackwell(RTX_5090)), "ok", "memory", "32,768 tokens"),
     "H100, Blackwell image": (facts(blackwell(H100)), "ok", "card", "torch was built for it"),

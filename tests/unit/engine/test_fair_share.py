@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tests.unit.engine.test_scheduler import take
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.scheduler import Scheduler
 from zopilot_gpu.engine.sequence import Sequence
@@ -27,15 +28,7 @@ def sequence(owner: bytes, dice: random.Random, max_tokens: int) -> Sequence:
 def step(it: Scheduler) -> tuple[float, list[Sequence]]:
     """One step as an engine does it: its time in tokens, and who is finished."""
     items = it.schedule()
-    due = [item.sequence for item in items if item.completes]
-    it.advance(items)
-    finished = []
-    for one in due:
-        one.output_ids.append(1000 + len(one.output_ids))
-        if len(one.output_ids) == one.max_tokens:
-            it.remove(one)
-            finished.append(one)
-    return BASE_TOKENS + sum(item.num_tokens for item in items), finished
+    return BASE_TOKENS + sum(item.num_tokens for item in items), take(it, items)
 
 
 def latencies(it: Scheduler, *, num_flooding: int, flood_tokens: int, count: int = 40) -> list[float]:

@@ -23,7 +23,8 @@ def compiled_for(num_tokens: int, lengths: list[int], width: int) -> Iterator[Cl
     decodes = lengths.count(1)
     chunks = sum(-(-length // 16) for length in lengths if length > 1)
     if decodes:
-        yield "decodes", special(decodes), width
+        splits = min(32, max(1, 5 * 132 // (8 * decodes)))  # of a card with 132 multiprocessors
+        yield "decodes", special(decodes), width, splits.bit_length()
     if chunks:
         yield "chunks", special(chunks), width
 

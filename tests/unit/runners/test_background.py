@@ -92,7 +92,7 @@ def test_a_mixtral_with_a_part_of_its_own_does_not(tmp_path: Path) -> None:
             None,
             (
                 "its weights fit in NF4 once they are packed, by zopilot-gpu prepare "
-                "(24.95 GB, and 0.84 GB to work with 4096 tokens; 26.00 GB free)"
+                "(24.95 GB, and 0.76 GB to work with 4096 tokens; 26.00 GB free)"
             ),
         ),
         (
@@ -100,11 +100,11 @@ def test_a_mixtral_with_a_part_of_its_own_does_not(tmp_path: Path) -> None:
             25.6,
             None,
             (
-                "its weights do not fit in NF4 (24.95 GB, and 0.84 GB to work with 4096 tokens; 25.60 GB free); "
+                "its weights do not fit in NF4 (24.95 GB, and 0.76 GB to work with 4096 tokens; 25.60 GB free); "
                 "with ZOPILOT_GPU_KV_DTYPE=fp8 they would"
             ),
         ),
-        (GPU, 20, None, "its weights do not fit in NF4 (24.95 GB, and 0.84 GB to work with 4096 tokens; 20.00 GB free)"),
+        (GPU, 20, None, "its weights do not fit in NF4 (24.95 GB, and 0.76 GB to work with 4096 tokens; 20.00 GB free)"),
     ],
 )
 def test_how_mixtral_8x7b_is_held_and_why(
@@ -134,7 +134,7 @@ def test_a_card_of_24_gib_holds_8x7b_where_the_sum_says_so(tmp_path: Path) -> No
         name=None,
         fits=False,
         is_lean=False,
-        reason=f"its weights do not fit in NF4 (24.27 GB, and 0.57 GB to work with 4096 tokens; {total / 1e9:.2f} GB free)",
+        reason=f"its weights do not fit in NF4 (24.27 GB, and 0.50 GB to work with 4096 tokens; {total / 1e9:.2f} GB free)",
     )
     in_bf16 = form_of(sizes, GPU, total, replace(keeps, kv_itemsize=2))
     assert in_bf16.name is None

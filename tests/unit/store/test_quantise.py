@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zopilot_gpu.model.nf4 import CODES
-from zopilot_gpu.store.quantise import Quantiser, compress
+from zopilot_gpu.store.quantise import Quantiser, _on_gpu, compress
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,16 @@ def test_codes_and_absmax_are_bitsandbytes_own(quantiser: Quantiser, name: str, 
     theirs, state = quantize_4bit(weight, quant_type="nf4", blocksize=64)
     assert torch.equal(packed, theirs.view(-1))
     assert torch.equal(absmax, state.absmax)
+
+
+@pytest.mark.parametrize("name", values(torch.float32))
+def test_the_way_of_a_gpu_gives_the_same(quantiser: Quantiser, name: str) -> None:
+    """With bitsandbytes' kernel for the CPU; with that of a GPU in `tests/gpu`."""
+    weight = values(torch.bfloat16)[name]
+    packed, absmax = torch.empty(weight.numel() // 2, dtype=torch.uint8), torch.empty(weight.numel() // 64)
+    _on_gpu(weight.reshape(-1), packed, absmax)
+    for found, expected in zip((packed, absmax), ours(quantiser, weight), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_every_bf16_against_every_kind_of_absmax(quantiser: Quantiser) -> None:

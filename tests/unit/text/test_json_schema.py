@@ -94,6 +94,24 @@ def test_what_is_written_is_valid_under_the_original(
 
 
 @pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"type": "array"}, {"maxItems": 3}]},
+        {"allOf": [{}, {"type": ["array", "object"]}]},
+        {"$ref": "#/$defs/a", "maxItems": 2, "$defs": {"a": {"type": "array"}}},
+    ],
+)
+@pytest.mark.parametrize("levels", range(1, 7))
+def test_numbers_are_finite_where_mixed_schemas_say_nothing_of_them(
+    compiler: Compiler, schema: dict[str, Any], levels: int
+) -> None:
+    around = [("[", "]"), ("[", "]"), ('{"a": ', "}"), ("[", "]"), ('{"a": ', "}"), ("[", "]")][:levels]
+    opening, closing = "".join(begin for begin, _ in around), "".join(end for _, end in reversed(around))
+    assert writes(compiler, schema, f"{opening}7.5{closing}")
+    assert not writes(compiler, schema, f"{opening}{10**400}{closing}")
+
+
+@pytest.mark.parametrize(
     ("schema", "reason"),
     [
         ({"type": "object", "minProperties": 1}, "minProperties"),

@@ -20,6 +20,7 @@ from zopilot_gpu.bench.gpu.subject import draw
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE
 from zopilot_gpu.engine.sequence import Sequence as Asked
 from zopilot_gpu.events import GREEDY, Sampling
+from zopilot_gpu.model.attention import stored
 from zopilot_gpu.model.mixtral import Mixtral
 
 WEIGHT_BYTES = {False: 0.53125, True: 0.515625 + 8 / 16_384}  # a weight, by whether absmax is nested
@@ -119,6 +120,32 @@ def sampling(sizes: Sizes, model: Mixtral, best: Ceilings) -> Iterator[Timing]:
         yield from _sampling(sizes, model, best, rows)
 
 
+def before(sizes: Sizes, model: Mixtral, best: Ceilings) -> Iterator[Timing]:
+    """The ways that newer ones have taken the place of, timed in the same run: docs/benchmarks/log.md."""
+    if model.norm.is_cuda:  # the newer ones are kernels'
+        from zopilot_gpu.model.kernels import attention as kernels  # noqa: PLC0415
+        from zopilot_gpu.model.kernels import weights  # noqa: PLC0415
+
+        picked, split = weights.MOST_PICKED, kernels.MOST_SPLIT
+        try:
+            weights.MOST_PICKED, kernels.MOST_SPLIT = 0, kernels.SPLIT
+            yield replace(_experts(sizes, model, best, 1, nested=False), part="experts, routed apart")
+            for count, context in sizes.contexts:
+                spans = [(context - 1, context)] * count
+                yield replace(
+                    _attended(sizes, model, best, spans, f"decode {count} x {context}"), part="attention, many splits"
+                )
+        finally:
+            weights.MOST_PICKED, kernels.MOST_SPLIT = picked, split
+
+
+def fp8(sizes: Sizes, model: Mixtral, best: Ceilings) -> Iterator[Timing]:
+    """Attention over keys and values of a byte."""
+    for count, context in sizes.contexts:
+        spans = [(context - 1, context)] * count
+        yield _attended(sizes, model, best, spans, f"decode {count} x {context}", torch.float8_e4m3fn)
+
+
 PARTS: dict[str, Timings] = {  # of a model with bf16 absmax
     "experts": experts,
     "dense": dense,
@@ -126,6 +153,8 @@ PARTS: dict[str, Timings] = {  # of a model with bf16 absmax
     "attention": attention,
     "head": head,
     "sampling": sampling,
+    "before": before,
+    "fp8": fp8,
 }
 
 
@@ -198,13 +227,19 @@ def _small(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Iterator[
         yield Timing(part, f"T={rows}", ms, num_bytes, 0.0, best.floor_ms(num_bytes, 0))
 
 
-def _attended(sizes: Sizes, model: Mixtral, best: Ceilings, spans: list[made_up.Span], size: str) -> Timing:
+def _attended(
+    sizes: Sizes,
+    model: Mixtral,
+    best: Ceilings,
+    spans: list[made_up.Span],
+    size: str,
+    kept: torch.dtype = torch.bfloat16,
+) -> Timing:
     config, device = model.config, model.device
     room = -(-spans[0][1] // BLOCK_SIZE)
     step = made_up.batch(spans, config, device, room)
     pools = made_up.pools(replace(config, num_layers=sizes.copies), room * len(spans), model.embedding, 0.5)
-    for pool in pools:
-        pool.normal_()
+    pools = [stored(pool.normal_(), kept) for pool in pools]
     q = made_up.normal(device, len(step.positions), config.num_heads, config.head_dim)
     plan = model.parts.plan(step, pools[0], model.rotary, config.num_heads)
     ms = graph_ms(
@@ -212,9 +247,16 @@ def _attended(sizes: Sizes, model: Mixtral, best: Ceilings, spans: list[made_up.
     )
     positions = sum(end for _, end in spans)
     pairs = sum((end - begin) * (begin + end + 1) / 2 for begin, end in spans)  # of a query and a position that it sees
-    num_bytes = positions * config.kv_bytes_per_token() / config.num_layers + 2.0 * q.nbytes
+    num_bytes = positions * config.kv_bytes_per_token(kept.itemsize) / config.num_layers + 2.0 * q.nbytes
     num_flops = 4.0 * pairs * config.num_heads * config.head_dim
-    return Timing("attention", size, ms, num_bytes, num_flops, best.floor_ms(num_bytes, num_flops))
+    return Timing(
+        "attention, fp8" if kept.itemsize == 1 else "attention",
+        size,
+        ms,
+        num_bytes,
+        num_flops,
+        best.floor_ms(num_bytes, num_flops),
+    )
 
 
 def _head(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Timing:

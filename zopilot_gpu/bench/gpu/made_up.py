@@ -1,6 +1,7 @@
 """Weights, inputs and batches without a source, made on the device; the same for the same seed. Nothing is zero.
 
-Absmax has either sign: the codes' mean is not zero, and with one sign all tokens would drift to the same experts.
+Absmax has either sign, for the codes' mean is not zero, and embeddings outweigh what layers add: else all tokens would drift to
+the same experts, and a step would read fewer weights than it does of a model that was trained.
 """
 
 import zlib
@@ -63,7 +64,9 @@ def packed_tensors(config: MixtralConfig, device: torch.device, *, nested: bool)
             return part_of(base, part)
         shape = table[name]
         values = torch.randn(shape, generator=generator(device, name), device=device, dtype=torch.bfloat16)
-        return values * shape[-1] ** -0.5 if len(shape) > 1 and name != "embedding" else values.abs()
+        if name == "embedding":
+            return values * 16
+        return values * shape[-1] ** -0.5 if len(shape) > 1 else values.abs()
 
     return get
 

@@ -5,6 +5,8 @@ number of tokens and the position of the first. A decode is a run of one. Heads 
 Of a pool in float8_e4m3fn the keys and values become fp16, which is exact, and so do q and the shares.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -14,7 +16,9 @@ from zopilot_gpu.model.kernels.e4m3 import from_e4m3, reading
 
 RUN = 16  # tokens of a run in prefill
 SPLIT = 64  # positions of a split in decode, at least
+MOST_SPLIT = 512  # likewise at most, where so many splits do: one long context must not wait for a single program
 MOST_SPLITS = 32
+_PROGRAMS = 10  # of a decode for each multiprocessor: twice as many as run at once, for tables are wider than contexts
 
 
 def attend(
@@ -33,9 +37,10 @@ def attend(
     (_, num_heads, width), num_kv_heads = q.shape, pool.shape[3]
     group = num_heads // num_kv_heads
     positions = tables.shape[1] * pool.shape[2]
-    split = max(SPLIT, triton.next_power_of_2(-(-positions // MOST_SPLITS)))
+    split = split_of(positions, len(runs) * num_kv_heads, _multiprocessors(q.device))
     splits = -(-positions // split) if tokens == 1 else 1
     rows = max(16, triton.next_power_of_2(tokens * group))
+    in_bytes = pool.dtype == torch.float8_e4m3fn  # whose conversion takes registers: with 64 positions at once, some spill
     most = positions if INTERPRETED else 0  # the interpreter counts to constants only
     sums, best = out, out
     if splits > 1:
@@ -43,14 +48,30 @@ def attend(
         best = torch.empty(splits, len(runs), num_heads, 2, dtype=torch.float32, device=q.device)
     attend_kernel[(len(runs), num_kv_heads, splits)](
         q, as_bytes(pool), tables, runs, out, sums, best, width**-0.5, q.stride(0), tables.stride(0), pool.stride(0), len(runs),
-        num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows, 64, split, splits > 1,
-        most, reading(q.device) if pool.dtype == torch.float8_e4m3fn else "", num_warps=4 if rows > 16 else 2,
+        split, num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows,
+        32 if in_bytes else 64, splits > 1, most, reading(q.device) if in_bytes else "", num_warps=4 if rows > 16 else 2,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(len(runs), num_heads)](
-            sums, best, runs, out, len(runs), num_heads, width, triton.next_power_of_2(width), split,
-            splits, triton.next_power_of_2(splits), num_warps=4 if splits > 8 else 1,
+            sums, best, runs, out, len(runs), split, num_heads, width, triton.next_power_of_2(width), MOST_SPLITS,
+            num_warps=4,
         )  # fmt: skip
+
+
+def split_of(positions: int, programs: int, multiprocessors: int) -> int:
+    """Positions of a split: so many splits that programs are enough for the card, and no more: each is summed up again."""
+    wanted = max(1, min(MOST_SPLITS, _PROGRAMS * multiprocessors // programs))
+    split: int = min(MOST_SPLIT, triton.next_power_of_2(-(-positions // wanted)))
+    least: int = triton.next_power_of_2(-(-positions // MOST_SPLITS))
+    return max(SPLIT, split, least)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return MOST_SPLITS  # the interpreter's
+    num: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return num
 
 
 def as_bytes(pool: torch.Tensor) -> torch.Tensor:
@@ -60,20 +81,20 @@ def as_bytes(pool: torch.Tensor) -> torch.Tensor:
 
 @triton.jit
 def attend_kernel(
-    q, pool, tables, runs, out, sums, best, scale, q_stride, table_stride, value_offset, num_runs,
+    q, pool, tables, runs, out, sums, best, scale, q_stride, table_stride, value_offset, num_runs, split_size,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, POSITIONS: tl.constexpr, SPLIT: tl.constexpr, PARTIAL: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, POSITIONS: tl.constexpr, PARTIAL: tl.constexpr,
     MOST: tl.constexpr, E4M3: tl.constexpr,
 ):  # fmt: skip
     """One run, one KV head, one split. Rows are (token, head of the group); those beyond the run are computed and not kept."""
     run, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequence, first = tl.load(runs + run * 4), tl.load(runs + run * 4 + 1)
     count, position = tl.load(runs + run * 4 + 2), tl.load(runs + run * 4 + 3)
-    begin, end = split * SPLIT, position + count
+    begin, end = split * split_size, position + count
     if begin >= end:
         return
     if PARTIAL:
-        end = tl.minimum(end, begin + SPLIT)
+        end = tl.minimum(end, begin + split_size)
     span = end - begin
     row, column = tl.arange(0, ROWS), tl.arange(0, PADDED)
     token, head = row // GROUP, kv_head * GROUP + row % GROUP
@@ -125,15 +146,14 @@ def _load(pointers, mask, E4M3: tl.constexpr):
 
 @triton.jit
 def merge_kernel(
-    sums, best, runs, out, num_runs,
-    HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLIT: tl.constexpr,
-    NUM_SPLITS: tl.constexpr, SPLITS: tl.constexpr,
+    sums, best, runs, out, num_runs, split_size,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """The splits of a decode made one."""
     run, head = tl.program_id(0), tl.program_id(1)
     first, end = tl.load(runs + run * 4 + 1), tl.load(runs + run * 4 + 3) + 1
     split, column = tl.arange(0, SPLITS), tl.arange(0, PADDED)
-    there = (split < NUM_SPLITS) & (split * SPLIT < end)
+    there = split * split_size < end
     at = (split * num_runs + run) * HEADS + head
     most = tl.load(best + at * 2, mask=there, other=float("-inf"))
     share = tl.exp2(most - tl.max(most, axis=0))

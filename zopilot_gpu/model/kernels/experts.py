@@ -11,6 +11,7 @@ import triton.language as tl
 
 from zopilot_gpu.model.kernels.fragments import load4, prepare
 from zopilot_gpu.model.kernels.product import fetch, multiply
+from zopilot_gpu.model.kernels.routing import pick
 
 
 @triton.jit
@@ -18,17 +19,21 @@ def gate_up_kernel(
     packed, absmax, groups, nested, table, x, order, blocks, out,
     TOP_K: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, KIND: tl.constexpr, NUM_BLOCKS: tl.constexpr,
     GATHERED: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr,
-    EARLY: tl.constexpr, PLAIN: tl.constexpr,
+    EARLY: tl.constexpr, PLAIN: tl.constexpr, NUM_EXPERTS: tl.constexpr = 0, EXPERTS: tl.constexpr = 0,
 ):  # fmt: skip
     """Rows [blocks, Q, INNER / 32, 32, 8] = silu(gate x) * up x; each warp has P tiles of gate and P of up.
 
-    `x` is [tokens, COLUMNS], or rows as above if GATHERED.
+    `x` is [tokens, COLUMNS], or rows as above if GATHERED. With EXPERTS there is one token, and `blocks` are its logits.
     """
     program = tl.program_id(0)
     block, first = program % NUM_BLOCKS, program // NUM_BLOCKS
-    expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
-    if expert < 0:
-        return
+    if EXPERTS > 0:
+        expert, _ = pick(blocks, block, NUM_EXPERTS, EXPERTS, NUM_BLOCKS)
+        start, count = block, 1
+    else:
+        expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
+        if expert < 0:
+            return
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
     pair = tl.arange(0, 2 * P)[:, None, None] // 2 + (first * WR + thread // 32 // WK) * P
     pair = tl.minimum(pair, INNER // 16 - 1)
@@ -42,19 +47,19 @@ def gate_up_kernel(
             _gate_up(
                 packed, absmax, groups, nested, table, x, order, out, bank, tiles,
                 w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
-                block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q // 2, WK, WR, EARLY, PLAIN,
+                block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q // 2, WK, WR, EARLY, PLAIN, EXPERTS,
             )  # fmt: skip
         else:
             _gate_up(
                 packed, absmax, groups, nested, table, x, order, out, bank, tiles,
                 w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
-                block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q, WK, WR, EARLY, PLAIN,
+                block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q, WK, WR, EARLY, PLAIN, EXPERTS,
             )  # fmt: skip
     else:
         _gate_up(
             packed, absmax, groups, nested, table, x, order, out, bank, tiles,
             w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
-            block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q, WK, WR, EARLY, PLAIN,
+            block, start, count, first, TOP_K, COLUMNS, INNER, KIND, GATHERED, P, Q, Q, WK, WR, EARLY, PLAIN, EXPERTS,
         )  # fmt: skip
 
 
@@ -64,7 +69,7 @@ def _gate_up(
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
     block, start, count, first, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, KIND: tl.constexpr,
     GATHERED: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr,
-    EARLY: tl.constexpr, PLAIN: tl.constexpr,
+    EARLY: tl.constexpr, PLAIN: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """The first q eighths of a block of Q."""
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
@@ -72,6 +77,8 @@ def _gate_up(
     stride: tl.constexpr = 128 if GATHERED else 16
     if GATHERED:
         here = x + (block * Q + token // 8) * (COLUMNS * 4) + (token % 8 * 4 + thread % 4) * 4
+    elif EXPERTS > 0:
+        here = x + token * (COLUMNS // 2) + thread % 4 * 4
     else:
         here = x + load4(order + start + token, PLAIN) // TOP_K * (COLUMNS // 2) + thread % 4 * 4
     sums = multiply(
@@ -92,13 +99,19 @@ def down_kernel(
     packed, absmax, groups, nested, table, x, order, blocks, shares, out,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, NUM_BLOCKS: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr, EARLY: tl.constexpr, PLAIN: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr = 0, EXPERTS: tl.constexpr = 0,
 ):  # fmt: skip
-    """Out [assignments, ROWS] = share * (down x); x is rows [blocks, Q, COLUMNS / 32, 32, 8]."""
+    """Out [assignments, ROWS] = share * (down x); x is rows [blocks, Q, COLUMNS / 32, 32, 8]; EXPERTS as above."""
     program = tl.program_id(0)
     block, first = program % NUM_BLOCKS, program // NUM_BLOCKS
-    expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
-    if expert < 0:
-        return
+    if EXPERTS > 0:
+        expert, share = pick(blocks, block, NUM_EXPERTS, EXPERTS, NUM_BLOCKS)
+        start, count = block, 1
+    else:
+        expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
+        share = 0.0
+        if expert < 0:
+            return
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
     tiles = tl.arange(0, R)[:, None, None] + (first * WR + thread // 32 // WK) * R
     tiles = expert * (ROWS // 16) + tl.minimum(tiles, ROWS // 16 - 1)
@@ -109,31 +122,31 @@ def down_kernel(
     if Q > 1:
         if count * 2 <= Q * 8:  # half as many where that will do
             _down(
-                packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+                packed, absmax, groups, nested, table, x, order, shares, share, out, bank, tiles,
                 w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
-                block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q // 2, WK, WR, EARLY, PLAIN,
+                block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q // 2, WK, WR, EARLY, PLAIN, EXPERTS,
             )  # fmt: skip
         else:
             _down(
-                packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+                packed, absmax, groups, nested, table, x, order, shares, share, out, bank, tiles,
                 w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
-                block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q, WK, WR, EARLY, PLAIN,
+                block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q, WK, WR, EARLY, PLAIN, EXPERTS,
             )  # fmt: skip
     else:
         _down(
-            packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+            packed, absmax, groups, nested, table, x, order, shares, share, out, bank, tiles,
             w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
-            block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q, WK, WR, EARLY, PLAIN,
+            block, start, count, first, COLUMNS, ROWS, KIND, R, Q, Q, WK, WR, EARLY, PLAIN, EXPERTS,
         )  # fmt: skip
 
 
 @triton.jit
 def _down(
-    packed, absmax, groups, nested, table, x, order, shares, out, bank, tiles,
+    packed, absmax, groups, nested, table, x, order, shares, share, out, bank, tiles,
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
     block, start, count, first, COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr,
-    EARLY: tl.constexpr, PLAIN: tl.constexpr,
+    EARLY: tl.constexpr, PLAIN: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """The first q eighths of a block of Q."""
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
@@ -145,8 +158,10 @@ def _down(
     )  # fmt: skip
     row, token = _place(q, WR, R, first)
     inside = token < count
-    assignment = tl.load(order + start + token, mask=inside, other=0)
-    share = tl.load(shares + assignment, mask=inside, other=0.0)
+    assignment = start + token
+    if EXPERTS == 0:
+        assignment = tl.load(order + assignment, mask=inside, other=0)
+        share = tl.load(shares + assignment, mask=inside, other=0.0)
     tl.store(out + assignment * ROWS + row, (sums * share).to(out.dtype.element_ty), mask=inside & (row < ROWS))
 
 

@@ -3,11 +3,12 @@
 from functools import cache
 
 import torch
+import triton
 
 from zopilot_gpu.model.kernels.dequantise import code_table, dequantise_kernel
 from zopilot_gpu.model.kernels.experts import dense_kernel, down_kernel, gate_up_kernel, gather_kernel, sum_kernel
 from zopilot_gpu.model.kernels.fragments import pair_table
-from zopilot_gpu.model.kernels.routing import Routing
+from zopilot_gpu.model.kernels.routing import Picked, Routing
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import COLUMNS, ROWS, Tiled
 from zopilot_gpu.model.nf4 import nested_table
@@ -15,38 +16,51 @@ from zopilot_gpu.model.nf4 import nested_table
 _GATHERED_ABOVE = 32
 
 
-def gate_up(weight: Tiled, x: torch.Tensor, routing: Routing, top_k: int, shape: Shape) -> torch.Tensor:
+def gate_up(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, top_k: int, shape: Shape) -> torch.Tensor:
     """silu(gate x) * up x of every slot: x [T, d] bf16 -> [blocks, Q, f / 32, 32, 8] bf16, see `experts`."""
     _, rows, columns = weight.shape
-    inner, num_blocks = rows // 2, len(routing.blocks)
+    inner, (order, blocks, _, num_blocks), experts = rows // 2, _plan(plan), _picked(plan)
     pairs = x.view(torch.int32)
-    gathered = len(routing.order) > _GATHERED_ABOVE
+    gathered = isinstance(plan, Routing) and len(order) > _GATHERED_ABOVE
     if gathered:
         pairs = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
         grid = (num_blocks * shape.q, -(-columns * 4 // 1024))
-        gather_kernel[grid](
-            x.view(torch.int32), routing.order, routing.blocks, pairs, top_k, columns, shape.q, 1024, num_warps=4
-        )
+        gather_kernel[grid](x.view(torch.int32), order, blocks, pairs, top_k, columns, shape.q, 1024, num_warps=4)
     out = torch.empty(num_blocks * 8 * shape.q, inner, dtype=x.dtype, device=x.device)
     gate_up_kernel[(num_blocks * shape.programs(inner),)](
-        *_pointers(weight), pairs, routing.order, routing.blocks, out,
-        top_k, columns, inner, _kind(weight), num_blocks, gathered, *shape.constants,
+        *_pointers(weight), pairs, order, blocks, out,
+        top_k, columns, inner, _kind(weight), num_blocks, gathered, *shape.constants, *experts,
         num_warps=shape.num_warps, maxnreg=shape.registers,
     )  # fmt: skip
     return out
 
 
-def down(weight: Tiled, x: torch.Tensor, routing: Routing, shape: Shape) -> torch.Tensor:
+def down(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, shape: Shape) -> torch.Tensor:
     """Share * (down x) of every assignment: x of `gate_up` -> [T * k, d] float32."""
     _, rows, columns = weight.shape
-    num_blocks = len(routing.blocks)
-    out = torch.empty(len(routing.order), rows, dtype=torch.float32, device=x.device)
+    order, blocks, shares, num_blocks = _plan(plan)
+    out = torch.empty(plan.num_assignments, rows, dtype=torch.float32, device=x.device)
     down_kernel[(num_blocks * shape.programs(rows),)](
-        *_pointers(weight), x.view(torch.int32), routing.order, routing.blocks, routing.shares, out,
-        columns, rows, _kind(weight), num_blocks, *shape.constants,
+        *_pointers(weight), x.view(torch.int32), order, blocks, shares, out,
+        columns, rows, _kind(weight), num_blocks, *shape.constants, *_picked(plan),
         num_warps=shape.num_warps, maxnreg=shape.registers,
     )  # fmt: skip
     return out
+
+
+def _plan(plan: Routing | Picked) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Order, blocks, shares and the number of blocks, as the kernels take them; of a token that is not routed, its logits."""
+    if isinstance(plan, Picked):
+        return plan.logits, plan.logits, plan.logits, plan.top_k
+    return plan.order, plan.blocks, plan.shares, len(plan.blocks)
+
+
+def _picked(plan: Routing | Picked) -> tuple[int, int]:
+    """The number of experts to pick from and the next power of two; 0 where there is a routing."""
+    if isinstance(plan, Routing):
+        return 0, 0
+    num_experts = plan.logits.shape[1]
+    return num_experts, triton.next_power_of_2(num_experts)
 
 
 def add_up(parts: torch.Tensor, top_k: int, dtype: torch.dtype) -> torch.Tensor:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 MOST_TOKENS = 1024  # that one program sorts
-_LEAST = -3.4028234663852886e38  # of float32's finite numbers
+LEAST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32's finite numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,24 @@ class Routing:
     order: torch.Tensor
     blocks: torch.Tensor
     shares: torch.Tensor
+
+    @property
+    def num_assignments(self) -> int:
+        """Of all tokens."""
+        return len(self.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """The plan of a single token: none. Each program picks its expert out of the logits [1, E] itself, a launch less."""
+
+    logits: torch.Tensor
+    top_k: int
+
+    @property
+    def num_assignments(self) -> int:
+        """Of the one token."""
+        return self.top_k
 
 
 def most_blocks(num_assignments: int, num_experts: int, size: int) -> int:
@@ -47,7 +65,7 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     tokens = max(16, triton.next_power_of_2(num_tokens))
     route_kernel[(1,)](
         logits, routing.order, routing.blocks, routing.shares, num_tokens, num_experts, top_k, size, num_blocks,
-        LEAST=_LEAST, TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
+        TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
         BLOCKS=max(2, triton.next_power_of_2(num_blocks)), num_warps=max(1, min(8, tokens * top_k // 64)),
     )  # fmt: skip
     return routing
@@ -55,7 +73,7 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
 
 def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     """The twin of `route`."""
-    known = logits.float().nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=_LEAST)
+    known = logits.float().nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=LEAST.value)
     chosen = known.argsort(dim=-1, descending=True, stable=True)[:, :top_k]
     likes = torch.softmax(logits, dim=-1, dtype=torch.float32).gather(1, chosen)
     shares = (likes / likes.sum(dim=-1, keepdim=True)).to(logits.dtype).float()
@@ -72,16 +90,13 @@ def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
 def route_kernel(
     logits, order, blocks, shares, num_tokens,
     num_experts: tl.constexpr, TOP_K: tl.constexpr, SIZE: tl.constexpr, num_blocks: tl.constexpr,
-    LEAST: tl.constexpr, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr,
+    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """See `route`. One program; capitals are the next powers of two."""
     token, expert, place = tl.arange(0, TOKENS), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
     inside = (token < num_tokens)[:, None]
     left = logits + tl.minimum(token, num_tokens - 1)[:, None] * num_experts + expert[None, :]
-    left = tl.load(left, mask=(expert < num_experts)[None, :], other=0.0).to(tl.float32)
-    # NOTE: a row of NaN once had no maximum: no expert was chosen, or one twice, and blocks read what nobody had written.
-    left = tl.where(left < float("inf"), left, float("inf"))
-    left = tl.where(left > LEAST, left, LEAST)
+    left = _ranked(tl.load(left, mask=(expert < num_experts)[None, :], other=0.0))
     left = tl.where((expert < num_experts)[None, :], left, float("-inf"))  # as is an expert that is taken
     best = tl.max(left, axis=1)
     has_softmax = (best > LEAST) & (best < float("inf"))
@@ -116,3 +131,29 @@ def route_kernel(
     tl.store(blocks + block * 3, tl.full((BLOCKS,), -1, tl.int32), mask=empty)
     tl.store(blocks + block * 3 + 1, tl.zeros_like(block), mask=empty)
     tl.store(blocks + block * 3 + 2, tl.zeros_like(block), mask=empty)
+
+
+@triton.jit
+def _ranked(logits):
+    """Logits as numbers with a maximum. NOTE: a row of NaN once had none, and blocks read what nobody had written."""
+    left = logits.to(tl.float32)
+    left = tl.where(left < float("inf"), left, float("inf"))
+    return tl.where(left > LEAST, left, LEAST)
+
+
+@triton.jit
+def pick(logits, place, NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr, TOP_K: tl.constexpr):
+    """Of a single token: the expert at `place` among its k, and the expert's share; as `route_kernel` has them."""
+    expert = tl.arange(0, EXPERTS)
+    left = _ranked(tl.load(logits + expert, mask=expert < NUM_EXPERTS, other=0.0))
+    left = tl.where(expert < NUM_EXPERTS, left, float("-inf"))
+    best = tl.max(left, axis=0)
+    chosen, mine, total = place * 0, best * 0.0, best * 0.0
+    for index in tl.static_range(TOP_K):
+        found = tl.argmax(left, axis=0)
+        like = tl.exp(tl.max(left, axis=0) - best)
+        total += like
+        chosen, mine = tl.where(place == index, found, chosen), tl.where(place == index, like, mine)
+        left = tl.where(expert == found, float("-inf"), left)
+    share = tl.where((best > LEAST) & (best < float("inf")), mine / total, float("nan"))
+    return chosen, share.to(logits.dtype.element_ty).to(tl.float32)

@@ -115,7 +115,7 @@ def _time(calls: list[Callable[[], object]], repeat: int = 15) -> float:
     with torch.cuda.graph(graph):
         for call in calls * 4:
             call()
-    times = []
+    times = list[float]()
     for _ in range(repeat):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

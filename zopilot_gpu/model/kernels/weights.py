@@ -7,13 +7,14 @@ from torch.nn.functional import linear
 
 from zopilot_gpu.model.experts import GroupedExperts, RoutedExperts
 from zopilot_gpu.model.kernels import launch, shapes
-from zopilot_gpu.model.kernels.routing import route
+from zopilot_gpu.model.kernels.routing import Picked, route
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import Tiled, tile
 from zopilot_gpu.model.nf4 import NF4
 
 _MOST_TOKENS_OF_EXPERTS = 512  # above, dense products of dequantised weights are faster
 _MOST_ROWS = 64  # likewise, of one matrix
+MOST_PICKED = 1  # tokens that are not routed in a launch of their own; 0 for measuring
 
 
 class TiledLinear:
@@ -30,7 +31,7 @@ class TiledLinear:
 
 
 class TiledExperts:
-    """Implements `Experts`: three launches, and no number that the host waits for; a few more where tokens are many."""
+    """Implements `Experts`: three launches, two for a single token, a few more for many; no number that the host waits for."""
 
     def __init__(self, w13: NF4, w2: NF4, top_k: int, *, in_place: bool = False) -> None:
         self._w13, self._w2, self._top_k = tile(w13, in_place=in_place), tile(w2, in_place=in_place), top_k
@@ -42,9 +43,9 @@ class TiledExperts:
         if len(x) > _MOST_TOKENS_OF_EXPERTS:
             return self._dense(x, logits)
         up, down = expert_shapes(len(x))
-        routing = route(logits, self._top_k, 8 * up.q)
-        inner = launch.gate_up(self._w13, x, routing, self._top_k, up)
-        return launch.down(self._w2, inner, routing, down).view(len(x), self._top_k, -1)
+        plan = Picked(logits, self._top_k) if len(x) <= MOST_PICKED else route(logits, self._top_k, 8 * up.q)
+        inner = launch.gate_up(self._w13, x, plan, self._top_k, up)
+        return launch.down(self._w2, inner, plan, down).view(len(x), self._top_k, -1)
 
 
 def expert_shapes(num_tokens: int) -> tuple[Shape, Shape]:
