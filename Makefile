@@ -62,9 +62,10 @@ BACKEND ?= docker
 bento: setup ## the bento that `make containerize` makes the image from; BENTOFILE=bentofile.blackwell.yaml for RTX 50xx
 	$(BIN)/bentoml build --bentofile $(BENTOFILE)
 
-# From the root directory: BentoML takes no template from outside of the directory that it is called in (its issue 5566).
+# From the root directory: BentoML takes no template from outside of the directory that it is called in (its issue 5566). The
+# format matters to buildah and podman only: the other one knows no health check.
 containerize: bento ## the image, from the newest bento; BACKEND=buildah, podman and so on where there is no Docker
-	cd / && $(CURDIR)/$(BIN)/bentoml containerize $$(sed -n 's/^name: //p' $(CURDIR)/$(BENTOFILE)):latest --backend $(BACKEND)
+	cd / && BUILDAH_FORMAT=docker $(CURDIR)/$(BIN)/bentoml containerize $$(sed -n 's/^name: //p' $(CURDIR)/$(BENTOFILE)):latest --backend $(BACKEND)
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock"
