@@ -51,6 +51,6 @@ def test_no_step_meets_a_kernel_that_was_not_compiled(max_blocks: int) -> None:
 
 
 def test_sizes_are_few_and_none_is_much_too_large() -> None:
-    assert {graphs.padded(count) for count in range(1, 513)} == set(graphs.TOKENS) - {0}
-    assert [graphs.padded(count) for count in (1, 3, 17, 129, 513, 2048)] == [1, 4, 24, 192, 513, 2048]
+    assert {graphs.padded(count) for count in range(1, 1025)} == set(graphs.TOKENS) - {0}
+    assert [graphs.padded(count) for count in (1, 3, 17, 129, 513, 1025, 2048)] == [1, 4, 24, 192, 768, 1025, 2048]
     assert all(graphs.padded(count) <= count * 1.6 + 2 for count in range(1, 3000))

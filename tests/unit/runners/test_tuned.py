@@ -43,7 +43,7 @@ def test_a_table_on_the_volume_is_taken_and_one_that_is_damaged_is_not(tmp_path:
     path = tuned.file_for(tmp_path, GPU)
     assert path.name.startswith("sm86-84-triton3.")
     why = tuned.use_for(GPU, [tmp_path])
-    assert why == "an H200's: sm86-84 was not measured, which `zopilot-gpu tune` does"
+    assert why == "an H100's: sm86-84 was not measured, which `zopilot-gpu tune` does"
     tuned.save(MINE, path)
     assert [one.name for one in path.parent.iterdir()] == [path.name]
     assert tuned.use_for(GPU, [tmp_path / "empty", tmp_path]) == f"measured on this card, {path}"

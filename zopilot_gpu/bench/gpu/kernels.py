@@ -25,7 +25,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 
 WEIGHT_BYTES = {False: 0.53125, True: 0.515625 + 8 / 16_384}  # a weight, by whether absmax is nested
 SERVED = Sampling(temperature=0.1, top_p=0.95, top_k=50, repetition_penalty=1.1, seed=None)  # what /prompt draws with
-_GRAPHED_TOKENS = 512  # above, experts wait for the host
+_GRAPHED_TOKENS = 1024  # above, experts wait for the host
 _SETS = 12  # of inputs and weights, in turn
 
 

@@ -1,7 +1,7 @@
 """Which shape of program for how many tokens, on which card. Knows measured tables; measures nothing, and needs no Triton.
 
 In this order: the table that `zopilot-gpu tune` has left on the volume for this card and this Triton, one that is shipped for
-the card, the H200's. A wrong shape costs time, never a wrong answer, so any table will do; none is made at a request.
+the card, the H100's. A wrong shape costs time, never a wrong answer, so any table will do; none is made at a request.
 """
 
 import json
@@ -93,18 +93,26 @@ def _shape(parts: list[Any]) -> Shape:
     return Shape(r, q, wk, wr, early)
 
 
-# An H200 (132 multiprocessors), 2026-11-23, docs/benchmarks/h200.md. An H100 SXM has as many and the same registers and shared
-# memory, with 3.35 of 4.8 TB/s: not measured by itself.
+# `zopilot-gpu tune` on an H100 SXM (132 multiprocessors), 2026-11-25: docs/benchmarks/h100.md. An H200 has as many, the same
+# registers and shared memory, and 4.8 for 3.35 TB/s: taken for it too.
 _HOPPER = Table(
     experts=(
         (2, Shape(1, 1, 2, 2), Shape(1, 1, 8, 1)),
-        (4, Shape(2, 1, 4, 1), Shape(2, 1, 8, 1)),
-        (8, Shape(1, 1, 2, 2), Shape(2, 1, 4, 1)),
-        (16, Shape(2, 1, 4, 1), Shape(2, 1, 4, 1)),
-        (48, Shape(2, 2, 4, 1, early=True), Shape(2, 2, 2, 2, early=True)),
-        (512, Shape(2, 4, 2, 2, early=True), Shape(2, 4, 4, 1, early=True)),
+        (8, Shape(2, 1, 4, 1), Shape(2, 1, 8, 1)),
+        (16, Shape(1, 1, 2, 2), Shape(2, 1, 4, 1)),
+        (48, Shape(1, 2, 2, 2, early=True), Shape(2, 2, 4, 1, early=True)),
+        (128, Shape(2, 4, 2, 2, early=True), Shape(2, 4, 4, 1, early=True)),
+        (256, Shape(2, 4, 2, 2, early=True), Shape(2, 4, 2, 2, early=True)),
+        (1024, Shape(2, 4, 2, 2, early=True), Shape(2, 4, 1, 4, early=True)),
     ),
-    linear=((8, Shape(1, 1, 8, 1)), (16, Shape(1, 2, 8, 1)), (64, Shape(1, 4, 4, 1, early=True))),
+    linear=(
+        (4, Shape(1, 1, 8, 1)),
+        (8, Shape(1, 1, 4, 1)),
+        (16, Shape(1, 2, 4, 1, early=True)),
+        (32, Shape(2, 2, 4, 1, early=True)),
+        (64, Shape(2, 4, 4, 1, early=True)),
+        (128, Shape(2, 4, 2, 2, early=True)),
+    ),
 )
 SHIPPED = {"sm90-132": _HOPPER}
 _current = [_HOPPER]
@@ -126,7 +134,7 @@ def choose(name: str, tuned: bytes | None, what: str) -> tuple[Table, str]:
             problem = f"; {what} can't be used: {error}"
     if name in SHIPPED:
         return SHIPPED[name], f"measured on such a card ({name}){problem}"
-    return _HOPPER, f"an H200's: {name} was not measured, which `zopilot-gpu tune` does{problem}"
+    return _HOPPER, f"an H100's: {name} was not measured, which `zopilot-gpu tune` does{problem}"
 
 
 def use(table: Table) -> None:
