@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import KEY, ROOT, Server
@@ -104,6 +105,14 @@ class Terminal:
                 self.shown += os.read(self._ours, 4096).decode(errors="replace")
         self.shown = self.shown.partition(text)[2]
 
+    def wait_until_it_reads(self) -> None:
+        """Until it sleeps. NOTE: a signal just before the read is noted by Python, and the read waits all the same."""
+        looks = 0
+        process = psutil.Process(self.process.pid)
+        while looks < 10:
+            looks = looks + 1 if process.status() == psutil.STATUS_SLEEPING else 0
+            time.sleep(0.05)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -135,5 +144,6 @@ def test_in_a_terminal_it_greets_answers_helps_and_leaves(server: Server, termin
 
 def test_ctrl_c_stops_waiting_for_a_question_too(terminal: Terminal) -> None:
     terminal.wait_for("> ")
+    terminal.wait_until_it_reads()
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.process.wait(120) == 0

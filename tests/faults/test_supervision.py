@@ -101,7 +101,8 @@ async def test_an_engine_beyond_help_ends_its_process_and_every_caller_is_told_t
 
             async def fails(fault: str, status: str) -> None:
                 num_right, num_told = callers.counts()["right"], told()
-                (tmp_path / "fault").write_text(fault)
+                (tmp_path / "next").write_text(fault)
+                (tmp_path / "next").rename(tmp_path / "fault")  # whole, or the model may find it empty
                 await until(lambda: status in server.log.read_text(), status)
                 await until(lambda: callers.counts()["right"] >= num_right + 8, "answers of the next process")
                 assert (told() > num_told) == (fault != "hold")  # nobody speaks for a process whose interpreter stands still
