@@ -28,6 +28,8 @@ from zopilot_gpu.settings import Settings
 
 LAST_WORDS_S = 10.0  # for answers and errors to reach their callers, once nothing more is computed
 _LOOK_S = 1.0
+_LOOK_WHILE_LOADING_S = 0.1  # so that the lock is watched from an engine's first step on
+_LOADING_S = 600.0  # that a library may hold the interpreter lock while a model is loaded
 _NUM_STALLED = 3  # looks in a row: a process that was frozen looks stalled when it wakes
 _RETRY_S = 5
 _log = log.get(__name__)
@@ -115,16 +117,18 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         """Looks once a second, for as long as the process lives."""
-        while not self._wakes.wait(_LOOK_S):
+        look_s = _LOOK_WHILE_LOADING_S
+        while not self._wakes.wait(look_s):
             if self._launcher and os.getppid() != self._launcher:
                 self._launcher = 0
                 _log.error("launcher_gone")
                 os.kill(os.getpid(), signal.SIGTERM)
             pulse = self._runner.pulse()
-            if pulse is None:  # it loads, and libraries may hold the lock for long, or it is closed
-                faulthandler.cancel_dump_traceback_later()
+            held_s = _LOADING_S if pulse is None else 2 * self._hung_step_s
+            faulthandler.dump_traceback_later(held_s, exit=True, file=sys.__stderr__ or sys.stderr)
+            look_s = _LOOK_WHILE_LOADING_S if pulse is None else _LOOK_S
+            if pulse is None:  # it loads, or is closed
                 continue
-            faulthandler.dump_traceback_later(2 * self._hung_step_s, exit=True, file=sys.__stderr__ or sys.stderr)
             self._num_stalled = self._num_stalled + 1 if pulse.stalled_s > self._hung_step_s else 0
             if pulse.fatal:
                 self._end(Exit.CUDA_ERROR, pulse.fatal)
