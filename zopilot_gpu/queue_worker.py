@@ -4,7 +4,8 @@
     {"input": {"prompt": "...", ...}}     the short form: the body of /prompt, with api_key and callback_url beside it
 
 Knows RunPod's jobs; what may be asked and how an answer looks is api's. With `"stream": true` the pieces of the answer come
-first, as `{"text": "..."}`; the last, or only, output is the object that `/prompt` answers with. Try it on this machine:
+first, as `{"text": "..."}`; the last, or only, output is the object that `/prompt` answers with. An engine beyond help ends
+the process, as it does the service's worker. Try it on this machine:
 
     ZOPILOT_GPU_MODEL=demo ZOPILOT_GPU_ALLOW_ANONYMOUS=true python -m zopilot_gpu.queue_worker --rp_serve_api
     curl 127.0.0.1:8000/runsync -H 'Content-Type: application/json' -d @test_input.json
@@ -26,9 +27,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from runners.background import BackgroundRunner
-from runners.base import Runner
 from zopilot_gpu import log
 from zopilot_gpu.api import health, prompt
+from zopilot_gpu.api.exchanges import Exchanges
 from zopilot_gpu.api.failures import as_service_error, error_body
 from zopilot_gpu.api.parse import parse_prompt
 from zopilot_gpu.api.request import RequestInfo
@@ -36,6 +37,7 @@ from zopilot_gpu.api.schemas import PromptRequest, PromptResponse
 from zopilot_gpu.doctor.attending import Attending
 from zopilot_gpu.errors import Forbidden, InvalidRequest, Overloaded, Unauthorised
 from zopilot_gpu.jobs.outbox import Outbox
+from zopilot_gpu.process.worker import Watchdog
 from zopilot_gpu.settings import Settings, SettingsError, load_settings
 
 Output = dict[str, Any]
@@ -61,23 +63,33 @@ class Worker:
         self._digests = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_key]
         self._started_s = time.monotonic()
         self._doctor = Attending(settings)
-        self._runner: Runner | None = None
+        self._exchanges = Exchanges()
+        self._runner: BackgroundRunner | None = None
         self._outbox: Outbox | None = None
 
-    def runner(self) -> Runner:
-        """The runner; made, and so the model loaded, at the first call inside the event loop."""
+    def runner(self) -> BackgroundRunner:
+        """The runner; made and watched, and so the model loaded, at the first call inside the event loop."""
         if self._runner is None:
             self._runner = BackgroundRunner(self._settings, self._doctor.examine)
             self._outbox = Outbox(self._settings)
+            Watchdog(self._runner, self._exchanges, self._settings.hung_step_s).start()
         return self._runner
 
     def concurrency(self, _current: int) -> int:
-        """How many jobs to take at once: what the engine runs at once, and one while it loads (the others fit elsewhere)."""
+        """How many jobs to take at once: what the engine runs at once, and one while it loads (the others fit elsewhere).
+
+        NOTE: none once the device is lost. The SDK's own way to an end, `refresh_worker`, is not for a generator's outputs; in
+        its configuration it would say with the first result of many that the worker may go, and end with status 0.
+        """
+        pulse = self.runner().pulse()
+        if pulse and pulse.fatal:
+            return 0
         state = self.runner().state()
         return state.max_running if state.phase == "ready" else 1
 
     async def handle(self, job: dict[str, Any]) -> AsyncGenerator[Output, None]:
         """The outputs of a job. Errors are the last output, in the documented shape; RunPod then calls the job failed."""
+        self._count()
         info = RequestInfo(str(job.get("id") or uuid.uuid4().hex)[:64])
         with log.bound(request_id=info.request_id):
             callback_url, last = None, None
@@ -103,6 +115,12 @@ class Worker:
             finally:
                 if callback_url and last is not None and "success" in last and self._outbox:
                     self._outbox.post(callback_url, info.request_id, last)
+
+    def _count(self) -> None:
+        """Has the job count as in flight until its result is with RunPod: the SDK's task posts it, and then ends."""
+        number = self._exchanges.begin()
+        if task := asyncio.current_task():
+            task.add_done_callback(lambda _: self._exchanges.end(number))
 
     async def _answer(self, job: dict[str, Any], data: bytes, info: RequestInfo) -> AsyncGenerator[Output, None]:
         asked = parse_prompt(data)

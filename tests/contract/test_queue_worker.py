@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import KEY, ROOT, free_port, stop
 from tests.faults.receiver import Receiver
 from zopilot_gpu.api.schemas import PromptResponse
+from zopilot_gpu.process.exits import Exit
 
 TALKATIVE = {"prompt": "Return all fields as JSON.", "context": {f"field_{n}": f"value {n}" for n in range(12)}}
 ASKED = {"prompt": "What is the total?", "context": {"vendor": "Acme", "total": "118.40"}, "temperature": 0}
@@ -239,6 +240,35 @@ def test_the_worker_takes_streams_stops_and_reports_as_runpod_asks(tmp_path: Pat
     finally:
         runpod.shutdown()
         runpod.server_close()
+
+
+@pytest.mark.parametrize(("fault", "status"), [("sticky", Exit.CUDA_ERROR), ("hang", Exit.HUNG_STEP)])
+def test_an_engine_beyond_help_ends_the_worker_once_runpod_has_an_error_for_each_job(
+    tmp_path: Path, tiny_mixtral: Path, fault: str, status: Exit
+) -> None:
+    asked = {"prompt": "Tell me.", "max_tokens": 30_000, "temperature": 1, "api_key": KEY}
+    runpod = RunPod()
+    threading.Thread(target=runpod.serve_forever, daemon=True).start()
+    runpod.to_take = [{"id": "first", "input": asked | {"max_tokens": 2}}]
+    env = {"ZOPILOT_GPU_MODEL": str(tiny_mixtral), "ZOPILOT_GPU_HUNG_STEP_S": "4"} | runpod.env
+    env |= {"ZOPILOT_GPU_TEST_FAULT": str(tmp_path / "fault")}
+    ids = {f"job-{n}" for n in range(6)}
+    try:
+        with working(tmp_path, module=["tests.faults.faulty_queue"], **env) as process:
+            wait_for(lambda: "first" in runpod.done)
+            runpod.to_take = [{"id": job_id, "input": asked | {"stream": True}} for job_id in sorted(ids)]
+            wait_for(lambda: all(len(runpod.pieces[job_id]) > 1 for job_id in ids))
+            (tmp_path / "fault").write_text(fault)
+            wait_for(lambda: ids <= set(runpod.done))
+            late = {"id": "late", "input": asked}
+            runpod.to_take = [late]
+            assert process.wait(120) == status
+            assert runpod.to_take == [late] or fault == "hang"  # then one may be taken between the last result and the end
+    finally:
+        runpod.shutdown()
+        runpod.server_close()
+    errors = {job_id: json.loads(body["error"]) for job_id, body in runpod.done.items() if job_id != "first"}
+    assert {job_id: error["code"] for job_id, error in errors.items()} == dict.fromkeys(ids, "engine_failed")
 
 
 def test_a_result_is_called_back_signed_and_the_job_does_not_wait_for_it(tmp_path: Path) -> None:
