@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from runners.memory import LEAN_CONTEXT, LEAN_ROWS, LEAN_STEP_TOKENS
+from runners.memory import LEAN_CONTEXT, LEAN_LIBRARIES_BYTES, LEAN_ROWS, LEAN_STEP_TOKENS
+from zopilot_gpu.engine.kv_cache import MARGIN_BYTES
 
 _LARGE_GPU_BYTES = 40_000_000_000
 _POOL_TOKENS = 256 * 1024
-_MARGIN_BYTES = 512 * 1024**2  # for what no step shows: the driver's own, and pieces between tensors
-_LEAN_MARGIN_BYTES = 96 * 1024**2  # see `runners.memory`
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,10 @@ def choose_limits(device: str, memory_bytes: int, *, is_lean: bool = False) -> L
     more than the weights gives that to the KV pool. docs/decisions/016-steps-ahead.md.
     """
     if device == "cpu":
-        return Limits(64, 512, 2, _POOL_TOKENS, _MARGIN_BYTES, "a CPU")
+        return Limits(64, 512, 2, _POOL_TOKENS, MARGIN_BYTES, "a CPU")
     if is_lean:
-        return Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, LEAN_CONTEXT, _LEAN_MARGIN_BYTES, "a GPU that holds the lean form")
+        return Limits(LEAN_ROWS, LEAN_STEP_TOKENS, 64, LEAN_CONTEXT, LEAN_LIBRARIES_BYTES, "a GPU that holds the lean form")
     large = f"{_LARGE_GPU_BYTES / 1e9:.0f} GB"
     if memory_bytes < _LARGE_GPU_BYTES:
-        return Limits(64, 512, 64, _POOL_TOKENS, _MARGIN_BYTES, f"a GPU of less than {large}: its memory is for the KV pool")
-    return Limits(128, 2048, 64, _POOL_TOKENS, _MARGIN_BYTES, f"a GPU of {large} or more")
+        return Limits(64, 512, 64, _POOL_TOKENS, MARGIN_BYTES, f"a GPU of less than {large}: its memory is for the KV pool")
+    return Limits(128, 2048, 64, _POOL_TOKENS, MARGIN_BYTES, f"a GPU of {large} or more")

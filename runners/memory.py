@@ -19,7 +19,7 @@ _NF4_BYTES: dict[Absmax, float] = {
 }
 _WORK_BYTES = 1_000_000_000  # activations, captured graphs, and one expert's matrix where a product dequantises it
 LEAN_STEP_TOKENS, LEAN_ROWS, LEAN_CONTEXT = 256, 16, 8192  # at most: tokens of a step, sequences at once, tokens of one
-_LIBRARIES_BYTES = 96 << 20  # cuBLAS' workspace, captured graphs, and what the allocator rounds up
+LEAN_LIBRARIES_BYTES = 96 << 20  # cuBLAS' workspace, captured graphs, and what the allocator rounds up
 _SPLITS = 32  # of a decode's context, as `kernels.attention` divides it
 
 
@@ -84,7 +84,7 @@ def _lean_work(config: MixtralConfig) -> list[tuple[str, int]]:
         ("experts", slots * (width + inner) * 2 + tokens * top_k * width * 4),
         ("splits of attention", _SPLITS * LEAN_ROWS * config.num_heads * (config.head_dim + 2) * 4),
         ("logits and draws", 8 * LEAN_ROWS * config.vocab_size * 4),
-        ("cuBLAS, graphs, rounding", _LIBRARIES_BYTES),
+        ("cuBLAS, graphs, rounding", LEAN_LIBRARIES_BYTES),
     ]
 
 
