@@ -3,6 +3,8 @@
 `tests/twins/test_interpreted.py` runs this file in a process of its own. By hand: TRITON_INTERPRET=1 pytest tests/interpreter
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -18,6 +20,7 @@ from zopilot_gpu.model.nf4 import NF4, Nested
 from zopilot_gpu.model.parts import PlainParts, rotate
 
 SIZE = 16
+WARPGROUP = Shape(1, 4, 1, 4, early=True, wgmma=True)
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning:triton", "ignore:.*:DeprecationWarning:triton")
 
 
@@ -153,7 +156,11 @@ def test_a_token_of_no_numbers_spoils_only_itself() -> None:
     w13, w2 = weight(4, 256, 128, "bf16"), weight(4, 128, 128, "bf16")
     x, logits = torch.randn(9, 128).bfloat16(), sick(4)
     x[0] = float("nan")
-    for up, down in ((Shape(1, 1, 1, 8), Shape(1, 1, 1, 8)), (Shape(1, 2, 1, 8), Shape(1, 2, 1, 8, early=True))):
+    for up, down in (
+        (Shape(1, 1, 1, 8), Shape(1, 1, 1, 8)),
+        (Shape(1, 2, 1, 8), Shape(1, 2, 1, 8, early=True)),
+        (WARPGROUP, WARPGROUP),
+    ):
         plan = routing.route(logits, 2, 8 * up.q)
         inside = launch.gate_up(tiles.tile(w13), x, plan, 2, up)
         out = launch.add_up(launch.down(tiles.tile(w2), inside, plan, down), 2, x.dtype)
@@ -169,6 +176,8 @@ def test_a_token_of_no_numbers_spoils_only_itself() -> None:
         ("bf16", 1, Shape(1, 1, 2, 1), Shape(1, 1, 1, 2)),
         ("nested", 3, Shape(1, 1, 1, 1), Shape(2, 1, 2, 1)),
         ("float32", 18, Shape(1, 2, 1, 1), Shape(1, 2, 1, 1, early=True)),  # gathered, and more than one block of an expert
+        ("bf16", 40, WARPGROUP, replace(WARPGROUP, r=2)),
+        ("nested", 50, replace(WARPGROUP, q=8, wr=8), replace(WARPGROUP, q=8)),
     ],
 )
 @pytest.mark.parametrize("to_one", [False, True])

@@ -54,7 +54,7 @@ ATTEND_TYPES = {
 }
 UP_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "out": BF16}
 DOWN_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": REAL, "out": REAL}
-ROUTE = {"num_experts": 8, "TOP_K": 2, "SIZE": 8, "num_blocks": 2}
+ROUTE = {"num_experts": 8, "TOP_K": 2, "SIZE": 8}
 # name: kernel, types, constants, warps, integers that are multiples of 16
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = {
     "gate_up bf16": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "bf16", "GATHERED": False}, 4, set()),
@@ -116,7 +116,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     ),
     "route": (
         routing.route_kernel,
-        {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32"},
+        {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32", "num_blocks": "i32"},
         ROUTE | {"TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
         1,
         set(),

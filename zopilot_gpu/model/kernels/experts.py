@@ -73,7 +73,9 @@ def _gate_up(
 ):  # fmt: skip
     """The first q eighths of a block of Q."""
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
-    token = tl.minimum(tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4, count - 1)
+    token = tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4
+    there = (token < count).to(tl.int32)
+    token = tl.minimum(token, count - 1)
     stride: tl.constexpr = 128 if GATHERED else 16
     if GATHERED:
         here = x + (block * Q + token // 8) * (COLUMNS * 4) + (token % 8 * 4 + thread % 4) * 4
@@ -82,7 +84,7 @@ def _gate_up(
     else:
         here = x + load4(order + start + token, PLAIN) // TOP_K * (COLUMNS // 2) + thread % 4 * 4
     sums = multiply(
-        packed, absmax, groups, nested, table, here, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        packed, absmax, groups, nested, table, here, there, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
         stride, COLUMNS, KIND, WK, EARLY, PLAIN,
     )  # fmt: skip
     both = tl.reshape(sums, (P, 2, q, WR, 32, 4))
@@ -150,10 +152,12 @@ def _down(
 ):  # fmt: skip
     """The first q eighths of a block of Q."""
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
-    token = tl.minimum(tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4, count - 1)
+    token = tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4
+    there = (token < count).to(tl.int32)
+    token = tl.minimum(token, count - 1)
     here = x + (block * Q + token // 8) * (COLUMNS * 4) + (token % 8 * 4 + thread % 4) * 4
     sums = multiply(
-        packed, absmax, groups, nested, table, here, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        packed, absmax, groups, nested, table, here, there, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
         128, COLUMNS, KIND, WK, EARLY, PLAIN,
     )  # fmt: skip
     row, token = _place(q, WR, R, first)
@@ -181,10 +185,12 @@ def dense_kernel(
         packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
     )
     bank = prepare(table, 32 * WK * WR, PLAIN)
-    token = tl.minimum(start + tl.arange(0, Q)[None, :, None] * 8 + thread % 32 // 4, num_tokens - 1)
+    token = start + tl.arange(0, Q)[None, :, None] * 8 + thread % 32 // 4
+    there = (token < num_tokens).to(tl.int32)
+    token = tl.minimum(token, num_tokens - 1)
     here = x + token * (COLUMNS // 2) + thread % 4 * 4
     sums = multiply(
-        packed, absmax, groups, nested, table, here, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        packed, absmax, groups, nested, table, here, there, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
         16, COLUMNS, KIND, WK, EARLY, PLAIN,
     )  # fmt: skip
     row, token = _place(Q, WR, R, first)

@@ -5,6 +5,7 @@ from functools import cache
 import torch
 import triton
 
+from zopilot_gpu.model.kernels import INTERPRETED, warpgroup
 from zopilot_gpu.model.kernels.dequantise import code_table, dequantise_kernel
 from zopilot_gpu.model.kernels.experts import dense_kernel, down_kernel, gate_up_kernel, gather_kernel, sum_kernel
 from zopilot_gpu.model.kernels.fragments import pair_table
@@ -21,6 +22,16 @@ def gate_up(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, top_k: int, 
     _, rows, columns = weight.shape
     inner, (order, blocks, _, num_blocks), experts = rows // 2, _plan(plan), _picked(plan)
     pairs = x.view(torch.int32)
+    if shape.wgmma:
+        rows_of_blocks = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
+        grid = (num_blocks * shape.q, -(-columns * 4 // 1024))
+        warpgroup.gather_kernel[grid](pairs, order, blocks, rows_of_blocks, top_k, columns, shape.q, 1024, num_warps=4)
+        out = torch.empty(num_blocks * 8 * shape.q, inner, dtype=x.dtype, device=x.device)
+        warpgroup.gate_up_kernel[(num_blocks * shape.programs(inner),)](
+            *_pointers(weight), rows_of_blocks, blocks, out, num_blocks, columns, inner, _kind(weight),
+            shape.q, shape.wr, INTERPRETED, num_warps=shape.wr, maxnreg=shape.registers,
+        )  # fmt: skip
+        return out
     gathered = isinstance(plan, Routing) and len(order) > _GATHERED_ABOVE
     if gathered:
         pairs = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
@@ -40,6 +51,13 @@ def down(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, shape: Shape) -
     _, rows, columns = weight.shape
     order, blocks, shares, num_blocks = _plan(plan)
     out = torch.empty(plan.num_assignments, rows, dtype=torch.float32, device=x.device)
+    if shape.wgmma:
+        warpgroup.down_kernel[(num_blocks * shape.programs(rows),)](
+            *_pointers(weight), x.view(torch.int32), order, blocks, shares.view(torch.int32), out, num_blocks,
+            columns, rows, _kind(weight), shape.r, shape.q, shape.wr, INTERPRETED,
+            num_warps=shape.wr, maxnreg=shape.registers,
+        )  # fmt: skip
+        return out
     down_kernel[(num_blocks * shape.programs(rows),)](
         *_pointers(weight), x.view(torch.int32), order, blocks, shares, out,
         columns, rows, _kind(weight), num_blocks, *shape.constants, *_picked(plan),

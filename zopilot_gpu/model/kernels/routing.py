@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-MOST_TOKENS = 1024  # that one program sorts
+MOST_TOKENS = 4096  # that one program sorts
 LEAST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32's finite numbers
 
 
@@ -64,7 +64,7 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     )
     tokens = max(16, triton.next_power_of_2(num_tokens))
     route_kernel[(1,)](
-        logits, routing.order, routing.blocks, routing.shares, num_tokens, num_experts, top_k, size, num_blocks,
+        logits, routing.order, routing.blocks, routing.shares, num_tokens, num_blocks, num_experts, top_k, size,
         TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
         BLOCKS=max(2, triton.next_power_of_2(num_blocks)), num_warps=max(1, min(8, tokens * top_k // 64)),
     )  # fmt: skip
@@ -86,10 +86,10 @@ def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     return Routing(order.int(), torch.tensor(blocks, dtype=torch.int32, device=logits.device), shares.flatten())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
 def route_kernel(
-    logits, order, blocks, shares, num_tokens,
-    num_experts: tl.constexpr, TOP_K: tl.constexpr, SIZE: tl.constexpr, num_blocks: tl.constexpr,
+    logits, order, blocks, shares, num_tokens, num_blocks,
+    num_experts: tl.constexpr, TOP_K: tl.constexpr, SIZE: tl.constexpr,
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """See `route`. One program; capitals are the next powers of two."""
