@@ -165,7 +165,10 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     usage, code = dump("-res-usage"), dump("-sass")
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found
-    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in ("HMMA", "BAR", "ACQBULK", "PREEXIT", "UBLKPF")}
+    words = ("HMMA", "BAR", "ACQBULK", "PREEXIT")  # the last two: waits for the kernel ahead, starts the one behind
+    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in words}
+    before, _, _ = code.partition("ACQBULK")
+    counts |= {"early stores": len(re.findall(r"\bSTG\b", before)), "early starts": len(re.findall(r"\bPREEXIT\b", before))}
     loop = {"spills": len(re.findall(r"\b(?:LDL|STL)\b", code)), "wide loads": len(re.findall(r"\bLDG\S*\.128", code))}
     return {"registers": int(found[1]), "stack": int(found[2]), **counts, **loop}
 

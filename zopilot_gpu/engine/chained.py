@@ -45,8 +45,8 @@ class DriverError(Exception):
 class _Driver:
     """The calls; each but for its code gives nothing back."""
 
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL("libcuda.so.1")
+    def __init__(self, name: str = "libcuda.so.1") -> None:
+        self._library = ctypes.CDLL(name)
 
     def __call__(self, name: str, *arguments: object) -> None:
         """Raises `DriverError`."""
@@ -75,7 +75,7 @@ def chain(stream: int, waiting: frozenset[str]) -> int:
         RuntimeError: edges were taken away and could not be put back: the graph must not be used.
     """
     try:
-        graph = _captured(stream)
+        graph = captured(stream)
         edges = [(one, other) for one, other, data in edges_of(graph) if data.type == 0 and _is_kernel(one)]
         edges = [(one, other) for one, other in edges if _is_kernel(other) and _name(other) in waiting]
         if edges:
@@ -110,7 +110,8 @@ def _replace(graph: c_void_p, edges: list[tuple[int, int]]) -> None:
         raise
 
 
-def _captured(stream: int) -> c_void_p:
+def captured(stream: int) -> c_void_p:
+    """The graph that a stream is being captured into."""
     status, number, graph = c_int(), c_uint64(), c_void_p()
     _driver()("cuStreamGetCaptureInfo_v2", c_void_p(stream), byref(status), byref(number), byref(graph), None, None)
     if status.value != _CAPTURING:
