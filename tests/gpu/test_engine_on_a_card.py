@@ -117,8 +117,7 @@ def test_a_graph_gives_the_bits_of_the_step_and_writes_where_it_does(
 ) -> None:
     fill = max(1, rows - 3)
     (graph, its, _its_forms), (plain, theirs, _their_forms) = (
-        form_of(three[0], capture, rows, fill)
-        for capture in (graphs.capture_graphs(device, three[0].parts.waiting(device)), graphs.twin)
+        form_of(three[0], capture, rows, fill) for capture in (graphs.capture_graphs(three[0]), graphs.twin)
     )
     before = [pool.clone() for pool in its]
     for _ in range(20):  # however the kernels of a chain overlap
@@ -147,7 +146,7 @@ def test_kernels_that_wait_are_chained_where_the_card_can(
         return made
 
     monkeypatch.setattr(graphs, "chain", chain)
-    form, _pools, _forms = form_of(three[0], graphs.capture_graphs(device, waiting), rows, rows)
+    form, _pools, _forms = form_of(three[0], graphs.capture_graphs(three[0]), rows, rows)
     form.replay()
     assert form.logits.isfinite().all()
     assert bool(seen) == bool(waiting)

@@ -170,11 +170,14 @@ class capture_graphs:  # noqa: N801  (a `Capture` with state)
     in use, a model being packed): hence `thread_local`. What a garbage collection would end on this thread may be CUDA's own
     and not allowed in a capture, so there is none. `torch.cuda.graph` would empty torch's cache of memory each time.
 
-    Kernels in `waiting` begin before the one ahead of them has ended: see `chained`.
+    Args:
+        model: whose steps they are.
+        chained: whether its kernels begin before the one ahead of them has ended, where they can: see `chained`.
     """
 
-    def __init__(self, device: torch.device, waiting: frozenset[str] = frozenset()) -> None:
-        self._device, self._waiting = device, waiting
+    def __init__(self, model: Mixtral, *, chained: bool = True) -> None:
+        self._device = device = model.device
+        self._waiting = model.parts.waiting(device) if chained else frozenset[str]()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
 
