@@ -155,6 +155,26 @@ def test_kernels_that_wait_are_chained_where_the_card_can(
         assert len(kinds) - made < 20  # torch's own, before the layers and after them
 
 
+@torch.inference_mode()
+def test_a_graph_that_can_not_be_chained_is_captured_without(
+    three: tuple[Mixtral, Mixtral, Mixtral], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[int]()
+
+    def chain(stream: int, names: frozenset[str]) -> int:
+        tried.append(stream)
+        raise RuntimeError("a graph has lost its order")
+
+    monkeypatch.setattr(graphs, "chain", chain)
+    (graph, _its, _its_forms), (plain, _theirs, _their_forms) = (
+        form_of(three[0], capture, 4, 4) for capture in (graphs.capture_graphs(three[0]), graphs.twin)
+    )
+    graph.replay()
+    plain.replay()
+    assert torch.equal(graph.logits, plain.logits)
+    assert len(tried) == bool(three[0].parts.waiting(device))  # not again for the next forms
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("num_blocks", [200, 30])
 def test_with_graphs_everyone_says_what_they_say_without(
