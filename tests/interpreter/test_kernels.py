@@ -13,7 +13,20 @@ import triton.language as tl
 from tests.twins.test_model import batch, distance
 from zopilot_gpu.model import nf4, reference
 from zopilot_gpu.model.attention import stored
-from zopilot_gpu.model.kernels import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
+from zopilot_gpu.model.kernels import (
+    INTERPRETED,
+    attention,
+    chained,
+    dequantise,
+    experts,
+    fused,
+    launch,
+    parts,
+    routing,
+    tiles,
+    warpgroup,
+    weights,
+)
 from zopilot_gpu.model.kernels.e4m3 import from_e4m3
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.nf4 import NF4, Nested
@@ -52,6 +65,16 @@ def exact(w13: NF4, w2: NF4, x: torch.Tensor, logits: torch.Tensor, top_k: int) 
 
 def test_these_kernels_are_interpreted() -> None:
     assert INTERPRETED
+
+
+def test_kernels_that_are_chained_are_those_that_can_wait() -> None:
+    found = {
+        name: kernel.arg_names
+        for module in (attention, dequantise, experts, fused, routing, warpgroup)
+        for name, kernel in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    assert {name for name, arguments in found.items() if "CHAINED" in arguments} == chained.WAITING
 
 
 @pytest.mark.parametrize(

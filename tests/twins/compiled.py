@@ -81,6 +81,14 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
         4,
         set(),
     ),
+    "dense": (
+        experts.dense_kernel,
+        WEIGHT | {"x": WORDS, "out": BF16, "num_tokens": "i32"},
+        {"COLUMNS": 4096, "ROWS": 6144, "KIND": "bf16", "NUM_BLOCKS": 1, "R": 1, "Q": 1, "WK": 8, "WR": 1}
+        | {"EARLY": False, "PLAIN": False},
+        8,
+        set(),
+    ),
     "attend decode": (
         attention.attend_kernel, ATTEND_TYPES, ATTEND, 2, {"q_stride", "value_offset"},
     ),
@@ -142,6 +150,7 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     """Registers, bytes of stack, and counts of instructions."""
     kernel, types, constants, warps, multiples = KERNELS[name]
     order = list(kernel.arg_names)
+    constants = constants | {"CHAINED": arch >= 90}
     types = {argument: types[argument] for argument in order if argument in types}
     even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
     source = source_of(kernel, types, constants, even)
@@ -156,7 +165,10 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     usage, code = dump("-res-usage"), dump("-sass")
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found
-    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in ("HMMA", "BAR")}
+    words = ("HMMA", "BAR", "ACQBULK", "PREEXIT")  # the last two: waits for the kernel ahead, starts the one behind
+    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in words}
+    before, _, _ = code.partition("ACQBULK")
+    counts |= {"early stores": len(re.findall(r"\bSTG\b", before)), "early starts": len(re.findall(r"\bPREEXIT\b", before))}
     loop = {"spills": len(re.findall(r"\b(?:LDL|STL)\b", code)), "wide loads": len(re.findall(r"\bLDG\S*\.128", code))}
     return {"registers": int(found[1]), "stack": int(found[2]), **counts, **loop}
 

@@ -17,8 +17,10 @@ Source: PTX ISA, asynchronous warpgroup level matrix instructions.
 import triton
 import triton.language as tl
 
+from zopilot_gpu.model.kernels.chained import start_next, wait_for_before
 from zopilot_gpu.model.kernels.fragments import load4, lookup, mma, prepare, scaled
 from zopilot_gpu.model.kernels.product import fetch
+from zopilot_gpu.model.kernels.routing import block_at
 
 STAGE = 8192  # bytes of x; with the table of pairs, two are the 48 KiB that a kernel may name
 
@@ -203,15 +205,15 @@ def _plainly(p0, p1, p2, p3, p4, p5, p6, p7, x, word, sums, Q: tl.constexpr, q: 
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def gate_up_kernel(
+def wgmma_up_kernel(
     packed, absmax, groups, nested, table, x, blocks, out, num_blocks,
     COLUMNS: tl.constexpr, INNER: tl.constexpr, KIND: tl.constexpr,
-    Q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr,
+    Q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Rows of `down`, [blocks] of INNER columns, = silu(gate x) * up x; a warpgroup has 64 rows of gate and 64 of up."""
     program = tl.program_id(0)
     block, first = program % num_blocks, program // num_blocks
-    expert, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 2)
+    expert, _, count = block_at(blocks, block)
     if expert < 0:
         return
     thread = tl.arange(0, 32 * WR)[None, None, :]
@@ -219,7 +221,8 @@ def gate_up_kernel(
     tiles = expert * (INNER // 8) + pair + tl.arange(0, 2)[:, None, None] * (INNER // 16)
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, PLAIN)
     bank = _prepare(table, 32 * WR, PLAIN)
-    here = x + block * (Q * COLUMNS * 4)
+    here = x + block * (Q * COLUMNS * 4) + wait_for_before(CHAINED)
+    start_next(CHAINED)
     if count * 2 <= Q * 8:  # half as many where that will do
         _gate_up(
             packed, absmax, groups, nested, table, here, out, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
@@ -265,15 +268,15 @@ def _gate_up(
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def down_kernel(
+def wgmma_down_kernel(
     packed, absmax, groups, nested, table, x, order, blocks, shares, out, num_blocks,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr,
-    R: tl.constexpr, Q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr,
+    R: tl.constexpr, Q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Out [assignments, ROWS] = share * (down x); a warpgroup has R times 64 rows."""
     program = tl.program_id(0)
     block, first = program % num_blocks, program // num_blocks
-    expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
+    expert, start, count = block_at(blocks, block)
     if expert < 0:
         return
     thread = tl.arange(0, 32 * WR)[None, None, :]
@@ -281,7 +284,7 @@ def down_kernel(
     tiles = expert * (ROWS // 16) + tl.minimum(tiles, ROWS // 16 - 1)
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, PLAIN)
     bank = _prepare(table, 32 * WR, PLAIN)
-    here = x + block * (Q * COLUMNS * 4)
+    here = x + block * (Q * COLUMNS * 4) + wait_for_before(CHAINED)
     if count * 2 <= Q * 8:  # half as many where that will do
         _down(
             packed, absmax, groups, nested, table, here, order, shares, out, tiles, bank,
@@ -322,8 +325,13 @@ def _down(
 
 
 @triton.jit
-def gather_kernel(x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr):
+def wgmma_gather_kernel(
+    x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr = False,
+):  # fmt: skip
     """Rows, of each block those of `x` [tokens, COLUMNS] that it has, both in pairs of bf16; see `experts.gather_kernel`."""
+    wait_for_before(CHAINED)
+    start_next(CHAINED)
     eighth = tl.program_id(0)
     start, count = tl.load(blocks + eighth // Q * 3 + 1), tl.load(blocks + eighth // Q * 3 + 2)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs: [COLUMNS / 32, part of 8 columns, token, 8 columns]
