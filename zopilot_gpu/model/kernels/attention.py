@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from zopilot_gpu.model.kernels import INTERPRETED
-from zopilot_gpu.model.kernels.chained import chains, start_next, wait_for_before
+from zopilot_gpu.model.kernels.chained import chains, wait_for_before
 from zopilot_gpu.model.kernels.e4m3 import from_e4m3, reading
 
 RUN = 16  # tokens of a run in prefill
@@ -89,7 +89,6 @@ def attend_kernel(
     MOST: tl.constexpr, E4M3: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One run, one KV head, one split. Rows are (token, head of the group); those beyond the run are computed and not kept."""
-    start_next(CHAINED)
     run, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequence, first = tl.load(runs + run * 4), tl.load(runs + run * 4 + 1)
     count, position = tl.load(runs + run * 4 + 2), tl.load(runs + run * 4 + 3)
@@ -155,7 +154,6 @@ def merge_kernel(
     CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """The splits of a decode made one."""
-    start_next(CHAINED)
     run, head = tl.program_id(0), tl.program_id(1)
     first, end = tl.load(runs + run * 4 + 1), tl.load(runs + run * 4 + 3) + 1
     split, column = tl.arange(0, SPLITS), tl.arange(0, PADDED)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zopilot_gpu.model.kernels.chained import start_next, wait_for_before
+from zopilot_gpu.model.kernels.chained import wait_for_before
 from zopilot_gpu.model.nf4 import CODES
 
 
@@ -22,7 +22,6 @@ def dequantise_kernel(
     CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Out [rows, COLUMNS]: one tile a program. `packed` and `absmax` are bytes and values here, not words."""
-    start_next(CHAINED)
     tile, chunk = tl.program_id(0), tl.program_id(1)
     row, column = tl.arange(0, 16)[:, None], tl.arange(0, 128)[None, :]
     at = (first_tile + tile).to(tl.int64) * (COLUMNS // 128) + chunk

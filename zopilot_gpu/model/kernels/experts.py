@@ -9,7 +9,7 @@ piece; where tokens are many, `gather_kernel` does so for the first.
 import triton
 import triton.language as tl
 
-from zopilot_gpu.model.kernels.chained import ask_for, start_next, wait_for_before
+from zopilot_gpu.model.kernels.chained import wait_for_before
 from zopilot_gpu.model.kernels.fragments import load4, prepare
 from zopilot_gpu.model.kernels.product import fetch, multiply
 from zopilot_gpu.model.kernels.routing import block_at, pick
@@ -32,7 +32,6 @@ def gate_up_kernel(
     if CHAINED and not GATHERED:
         bank = prepare(table, 32 * WK * WR, PLAIN)
         zero = wait_for_before(CHAINED)
-        start_next(CHAINED)
     if EXPERTS > 0:
         expert, _ = pick(blocks, block, NUM_EXPERTS, EXPERTS, NUM_BLOCKS)
         start, count = block, 1
@@ -50,7 +49,6 @@ def gate_up_kernel(
     if not CHAINED or GATHERED:
         bank = prepare(table, 32 * WK * WR, PLAIN)
         zero = wait_for_before(CHAINED)
-        start_next(CHAINED)
     x, order = x + zero, order + zero
     if Q > 1:
         if count * 2 <= Q * 8:  # half as many where that will do
@@ -114,7 +112,6 @@ def down_kernel(
     NUM_EXPERTS: tl.constexpr = 0, EXPERTS: tl.constexpr = 0, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Out [assignments, ROWS] = share * (down x); x is rows [blocks, Q, COLUMNS / 32, 32, 8]; EXPERTS as above."""
-    start_next(CHAINED)
     program = tl.program_id(0)
     block, first = program % NUM_BLOCKS, program // NUM_BLOCKS
     if EXPERTS > 0:
@@ -189,7 +186,6 @@ def dense_kernel(
     CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Out [num_tokens, ROWS] = weight x: the product with one matrix; x is [num_tokens, COLUMNS]."""
-    start_next(CHAINED)
     program = tl.program_id(0)
     start, first = program % NUM_BLOCKS * (8 * Q), program // NUM_BLOCKS
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
@@ -198,11 +194,6 @@ def dense_kernel(
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(
         packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
     )
-    if CHAINED and program % NUM_BLOCKS == 0:  # all of its weights: while it waits, the bus may have nothing to do
-        begin, strip = first * (WR * R), COLUMNS // 128 * (8 if KIND == "nested" else 16 if KIND == "bf16" else 32)
-        count = tl.minimum(WR * R, ROWS // 16 - begin)
-        ask_for(packed + begin * (COLUMNS * 2), count * (COLUMNS * 8), CHAINED)
-        ask_for(absmax + begin * strip, count * (strip * 4), CHAINED)
     bank = prepare(table, 32 * WK * WR, PLAIN)
     x += wait_for_before(CHAINED)
     token = start + tl.arange(0, Q)[None, :, None] * 8 + thread % 32 // 4
@@ -225,7 +216,6 @@ def gather_kernel(
 ):  # fmt: skip
     """Out [blocks, Q, COLUMNS / 32, 32, 8] = the rows of `x` [tokens, COLUMNS] that each block has, in pairs of bf16."""
     wait_for_before(CHAINED)
-    start_next(CHAINED)
     eighth = tl.program_id(0)
     start, count = tl.load(blocks + eighth // Q * 3 + 1), tl.load(blocks + eighth // Q * 3 + 2)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs: [COLUMNS / 32, token, pair]
@@ -243,7 +233,6 @@ def sum_kernel(
     """Out [tokens, WIDTH] = the sum of parts [tokens, TOP_K, WIDTH]."""
     token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
-    start_next(CHAINED)
     wait_for_before(CHAINED)
     total = tl.zeros((BLOCK,), tl.float32)
     for index in tl.static_range(TOP_K):

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from zopilot_gpu.model.kernels.attention import as_bytes
-from zopilot_gpu.model.kernels.chained import chains, start_next, wait_for_before
+from zopilot_gpu.model.kernels.chained import chains, wait_for_before
 from zopilot_gpu.model.kernels.e4m3 import to_e4m3
 
 
@@ -34,7 +34,6 @@ def add_norm_kernel(
     ROUTED: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One token. Rounded to the dtype of x where the plain model rounds: the parts' sum, x with it, and the norm."""
-    start_next(CHAINED)
     token, column = tl.program_id(0), tl.arange(0, BLOCK)
     inside = column < WIDTH
     gain = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
@@ -74,7 +73,6 @@ def embed_kernel(
     token_ids, table, out, vocab_size, WIDTH: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False
 ):  # fmt: skip
     """A piece of one row. An id outside of the table, as an undecided draw leaves it, reads its first or last row."""
-    start_next(CHAINED)
     token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
     wait_for_before(CHAINED)
@@ -102,7 +100,6 @@ def rotate_kernel(
     CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One head of one token."""
-    start_next(CHAINED)
     token, head = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, HALF)
     half: tl.constexpr = WIDTH // 2

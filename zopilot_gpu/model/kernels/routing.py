@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from zopilot_gpu.model.kernels.chained import chains, start_next, wait_for_before
+from zopilot_gpu.model.kernels.chained import chains, wait_for_before
 
 MOST_TOKENS = 4096  # that one program sorts
 LEAST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32's finite numbers
@@ -97,7 +97,6 @@ def route_kernel(
     CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """See `route`. One program; capitals are the next powers of two."""
-    start_next(CHAINED)
     token, expert, place = tl.arange(0, TOKENS), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
     inside = (token < num_tokens)[:, None]
     left = logits + tl.minimum(token, num_tokens - 1)[:, None] * num_experts + expert[None, :]

@@ -23,7 +23,7 @@ _COPIES = 3
 _WORST_DISTANCE = 1e-2
 _MOST_BY_MMA = 128  # tokens, where there are warpgroups
 _FEW = [(1, 2, 2), (1, 4, 1), (1, 8, 1), (1, 16, 1), (2, 2, 1), (2, 4, 1), (2, 8, 1)]  # R, WK, WR
-_MANY = [(1, 4, 1), (1, 8, 1), (2, 2, 1), (2, 4, 1), (2, 2, 2), (1, 2, 2), (2, 1, 4)]
+_MANY = [(1, 4, 1), (1, 8, 1), (1, 16, 1), (2, 2, 1), (2, 4, 1), (2, 2, 2), (1, 2, 2), (2, 1, 4)]
 _REGISTERS = {2: (None,), 4: (None, 96, 128), 8: (None, 64), 16: (None,)}  # by warps: as many programs more on a multiprocessor
 _WARPGROUPS = [(4, 4, None), (4, 4, 128), (4, 8, None), (8, 4, None), (8, 4, 128), (8, 8, None)]  # Q, WR, registers
 
@@ -77,9 +77,10 @@ def _experts(
 
     plan = plan_of(usual[0])
     expected = launch.down(w2, launch.gate_up(w13, x, plan, top_k, usual[0]), plan, usual[1])
-    shapes_of = {*candidates(min(num_tokens, 256)), *usual}
-    if torch.cuda.get_device_capability(device)[0] == 9:
-        shapes_of |= set(warpgroups(num_tokens))
+    by_warpgroups = warpgroups(num_tokens) if torch.cuda.get_device_capability(device)[0] == 9 else []
+    shapes_of = {*usual, *by_warpgroups}
+    if num_tokens <= _MOST_BY_MMA or not by_warpgroups:
+        shapes_of |= set(candidates(num_tokens))
     found: dict[tuple[int, bool], dict[str, tuple[float, Shape]]] = {}
     for shape in shapes_of:
         plan = plan_of(shape)
