@@ -87,8 +87,9 @@ def launched(it: Rows, monkeypatch: pytest.MonkeyPatch, *, masked: bool, seated:
     """What the kernel draws, and the seats after it. All that it writes to is full of the highest key before."""
     empty = torch.empty
 
-    def poisoned(*shape: int, dtype: torch.dtype, **how: Any) -> torch.Tensor:
-        return empty(*shape, dtype=dtype, **how).fill_(torch.iinfo(dtype).max)
+    def poisoned(*shape: int, **how: Any) -> torch.Tensor:
+        made = empty(*shape, **how)
+        return made.fill_(torch.iinfo(made.dtype).max)
 
     seats = Seated(it.homes, it.seen.clone(), it.last.clone())
     with monkeypatch.context() as patch:
