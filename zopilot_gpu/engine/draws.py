@@ -7,6 +7,7 @@ So what a row draws does not depend on what its neighbours ask for.
 """
 
 from concurrent.futures import Future
+from importlib.util import find_spec
 
 import torch
 
@@ -78,6 +79,8 @@ def choose_kernel(vocab_size: int, device: torch.device) -> tuple[bool, str]:
         return False, "the kernel is for a GPU"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False, "the kernel needs sm_80 or newer, as the others do"
+    if find_spec("triton") is None:
+        return False, "the kernel needs triton, which is not installed"
     if vocab_size > MOST_VOCAB:
         return False, f"the kernel takes a vocabulary of {MOST_VOCAB} tokens at most, and not {vocab_size}"
     return True, "a GPU, and a vocabulary that the kernel takes"

@@ -142,10 +142,11 @@ def _drawn(keys, places, slot, highest, best, need, parameters, stride, VOCAB: t
     tl.debug_barrier()
     rank = tl.arange(0, FEW)
     found = tl.load(places + rank, mask=rank < count, other=-(2**63))
-    before = tl.zeros((FEW, 32), tl.int32)
-    for start in range(0, FEW, 32):  # NOTE: all at once are 256 comparisons a thread, and spilled
-        other = start + tl.arange(0, 32)
+    before, done = tl.zeros((FEW, 32), tl.int32), count * 0
+    while done < count:  # each with 32 others
+        other = done + tl.arange(0, 32)
         before += (tl.load(places + other, mask=other < count, other=-(2**63))[None, :] > found[:, None]).to(tl.int32)
+        done += 32
     tl.store(places + FEW + tl.sum(before, axis=1), found, mask=rank < count)
     tl.debug_barrier()
     found = tl.load(places + FEW + rank, mask=rank < need, other=0)
