@@ -51,9 +51,8 @@ class Draws:
         added = sampler.additions(drawing)
         homes, parameters = views.homes[: len(drawing)], views.parameters[:, : len(drawing)]
         if self._kernel and not (asked or num_many or added):
-            seated = self._seats.take_in_one(drawing, homes)
             allowed = None if masks is None else upload(masks.result(), self._device)
-            return self._kernel(logits, parameters, allowed, seated).unsqueeze(1)
+            return self._kernel(logits, parameters, allowed, self._seats.take_in_one(drawing, homes)).unsqueeze(1)
         healthy = logits.amax(dim=-1).isfinite()
         if masks is not None:
             logits = sampler.mask(logits, upload(masks.result(), self._device))
