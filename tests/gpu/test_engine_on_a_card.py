@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.gpu.test_on_a_card import CONFIG, device, models
-from zopilot_gpu.engine import graphs, inputs, sampler
+from zopilot_gpu.engine import chained, graphs, inputs, sampler
 from zopilot_gpu.engine.blocks import BlockPool
 from zopilot_gpu.engine.engine import Engine
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
@@ -117,10 +117,10 @@ def test_a_graph_gives_the_bits_of_the_step_and_writes_where_it_does(
 ) -> None:
     fill = max(1, rows - 3)
     (graph, its, _its_forms), (plain, theirs, _their_forms) = (
-        form_of(three[0], capture, rows, fill) for capture in (graphs.capture_graphs(device), graphs.twin)
+        form_of(three[0], capture, rows, fill) for capture in (graphs.capture_graphs(three[0]), graphs.twin)
     )
     before = [pool.clone() for pool in its]
-    for _ in range(2):  # a second replay gives the same
+    for _ in range(20):  # however the kernels of a chain overlap
         graph.replay()
         plain.replay()
         assert torch.equal(graph.logits, plain.logits)
@@ -130,6 +130,49 @@ def test_a_graph_gives_the_bits_of_the_step_and_writes_where_it_does(
     for pool, other, was in zip(its, theirs, before, strict=True):
         assert torch.equal(pool[:, :-1], other[:, :-1])  # making a graph writes to the padding block
         assert torch.equal(pool[:, ~own], was[:, ~own])  # each row's own token, and the padding block
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rows", [1, 2, 48, 96])
+def test_kernels_that_wait_are_chained_where_the_card_can(
+    three: tuple[Mixtral, Mixtral, Mixtral], device: torch.device, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    waiting, seen = three[0].parts.waiting(device), list[list[int]]()
+    assert bool(waiting) == (torch.cuda.get_device_capability(device) >= (9, 0))
+
+    def chain(stream: int, names: frozenset[str]) -> int:
+        made = chained.chain(stream, names)
+        seen.append([made, *(data.type for _, _, data in chained.edges_of(chained.captured(stream)))])
+        return made
+
+    monkeypatch.setattr(graphs, "chain", chain)
+    form, _pools, _forms = form_of(three[0], graphs.capture_graphs(three[0]), rows, rows)
+    form.replay()
+    assert form.logits.isfinite().all()
+    assert bool(seen) == bool(waiting)
+    for made, *kinds in seen:
+        assert made == sum(kinds) >= 7 * CONFIG.num_layers, (made, kinds)
+        assert len(kinds) - made < 20  # torch's own, before the layers and after them
+
+
+@torch.inference_mode()
+def test_a_graph_that_can_not_be_chained_is_captured_without(
+    three: tuple[Mixtral, Mixtral, Mixtral], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = list[int]()
+
+    def chain(stream: int, names: frozenset[str]) -> int:
+        tried.append(stream)
+        raise RuntimeError("a graph has lost its order")
+
+    monkeypatch.setattr(graphs, "chain", chain)
+    (graph, _its, _its_forms), (plain, _theirs, _their_forms) = (
+        form_of(three[0], capture, 4, 4) for capture in (graphs.capture_graphs(three[0]), graphs.twin)
+    )
+    graph.replay()
+    plain.replay()
+    assert torch.equal(graph.logits, plain.logits)
+    assert len(tried) == bool(three[0].parts.waiting(device))  # not again for the next forms
 
 
 @pytest.mark.parametrize("seed", range(4))

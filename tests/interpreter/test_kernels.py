@@ -3,6 +3,8 @@
 `tests/twins/test_interpreted.py` runs this file in a process of its own. By hand: TRITON_INTERPRET=1 pytest tests/interpreter
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -11,13 +13,27 @@ import triton.language as tl
 from tests.twins.test_model import batch, distance
 from zopilot_gpu.model import nf4, reference
 from zopilot_gpu.model.attention import stored
-from zopilot_gpu.model.kernels import INTERPRETED, attention, fused, launch, parts, routing, tiles, weights
+from zopilot_gpu.model.kernels import (
+    INTERPRETED,
+    attention,
+    chained,
+    dequantise,
+    experts,
+    fused,
+    launch,
+    parts,
+    routing,
+    tiles,
+    warpgroup,
+    weights,
+)
 from zopilot_gpu.model.kernels.e4m3 import from_e4m3
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.nf4 import NF4, Nested
 from zopilot_gpu.model.parts import PlainParts, rotate
 
 SIZE = 16
+WARPGROUP = Shape(1, 4, 1, 4, early=True, wgmma=True)
 pytestmark = pytest.mark.filterwarnings("ignore:.*:RuntimeWarning:triton", "ignore:.*:DeprecationWarning:triton")
 
 
@@ -49,6 +65,16 @@ def exact(w13: NF4, w2: NF4, x: torch.Tensor, logits: torch.Tensor, top_k: int) 
 
 def test_these_kernels_are_interpreted() -> None:
     assert INTERPRETED
+
+
+def test_kernels_that_are_chained_are_those_that_can_wait() -> None:
+    found = {
+        name: kernel.arg_names
+        for module in (attention, dequantise, experts, fused, routing, warpgroup)
+        for name, kernel in vars(module).items()
+        if name.endswith("_kernel")
+    }
+    assert {name for name, arguments in found.items() if "CHAINED" in arguments} == chained.WAITING
 
 
 @pytest.mark.parametrize(
@@ -153,7 +179,11 @@ def test_a_token_of_no_numbers_spoils_only_itself() -> None:
     w13, w2 = weight(4, 256, 128, "bf16"), weight(4, 128, 128, "bf16")
     x, logits = torch.randn(9, 128).bfloat16(), sick(4)
     x[0] = float("nan")
-    for up, down in ((Shape(1, 1, 1, 8), Shape(1, 1, 1, 8)), (Shape(1, 2, 1, 8), Shape(1, 2, 1, 8, early=True))):
+    for up, down in (
+        (Shape(1, 1, 1, 8), Shape(1, 1, 1, 8)),
+        (Shape(1, 2, 1, 8), Shape(1, 2, 1, 8, early=True)),
+        (WARPGROUP, WARPGROUP),
+    ):
         plan = routing.route(logits, 2, 8 * up.q)
         inside = launch.gate_up(tiles.tile(w13), x, plan, 2, up)
         out = launch.add_up(launch.down(tiles.tile(w2), inside, plan, down), 2, x.dtype)
@@ -169,6 +199,8 @@ def test_a_token_of_no_numbers_spoils_only_itself() -> None:
         ("bf16", 1, Shape(1, 1, 2, 1), Shape(1, 1, 1, 2)),
         ("nested", 3, Shape(1, 1, 1, 1), Shape(2, 1, 2, 1)),
         ("float32", 18, Shape(1, 2, 1, 1), Shape(1, 2, 1, 1, early=True)),  # gathered, and more than one block of an expert
+        ("bf16", 40, WARPGROUP, replace(WARPGROUP, r=2)),
+        ("nested", 50, replace(WARPGROUP, q=8, wr=8), replace(WARPGROUP, q=8)),
     ],
 )
 @pytest.mark.parametrize("to_one", [False, True])

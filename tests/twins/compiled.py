@@ -55,7 +55,7 @@ ATTEND_TYPES = {
 }
 UP_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "out": BF16}
 DOWN_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": REAL, "out": REAL}
-ROUTE = {"num_experts": 8, "TOP_K": 2, "SIZE": 8, "num_blocks": 2}
+ROUTE = {"num_experts": 8, "TOP_K": 2, "SIZE": 8}
 SAMPLE_TYPES = {
     "logits": REAL,
     "masks": WORDS,
@@ -95,6 +95,14 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
         4,
         set(),
     ),
+    "dense": (
+        experts.dense_kernel,
+        WEIGHT | {"x": WORDS, "out": BF16, "num_tokens": "i32"},
+        {"COLUMNS": 4096, "ROWS": 6144, "KIND": "bf16", "NUM_BLOCKS": 1, "R": 1, "Q": 1, "WK": 8, "WR": 1}
+        | {"EARLY": False, "PLAIN": False},
+        8,
+        set(),
+    ),
     "attend decode": (
         attention.attend_kernel, ATTEND_TYPES, ATTEND, 2, {"q_stride", "value_offset"},
     ),
@@ -130,7 +138,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
     ),
     "route": (
         routing.route_kernel,
-        {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32"},
+        {"logits": BF16, "order": WORDS, "blocks": WORDS, "shares": REAL, "num_tokens": "i32", "num_blocks": "i32"},
         ROUTE | {"TOKENS": 16, "EXPERTS": 8, "PLACES": 2, "BLOCKS": 2},
         1,
         set(),
@@ -165,6 +173,8 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     """Registers, bytes of stack, and counts of instructions."""
     kernel, types, constants, warps, multiples = KERNELS[name]
     order = list(kernel.arg_names)
+    if "CHAINED" in order:
+        constants = constants | {"CHAINED": arch >= 90}
     types = {argument: types[argument] for argument in order if argument in types}
     even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
     source = source_of(kernel, types, constants, even)
@@ -179,7 +189,10 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     usage, code = dump("-res-usage"), dump("-sass")
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found
-    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in ("HMMA", "BAR")}
+    words = ("HMMA", "BAR", "ACQBULK", "PREEXIT")  # the last two: waits for the kernel ahead, starts the one behind
+    counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in words}
+    before, _, _ = code.partition("ACQBULK")
+    counts |= {"early stores": len(re.findall(r"\bSTG\b", before)), "early starts": len(re.findall(r"\bPREEXIT\b", before))}
     loop = {"spills": len(re.findall(r"\b(?:LDL|STL)\b", code)), "wide loads": len(re.findall(r"\bLDG\S*\.128", code))}
     return {"registers": int(found[1]), "stack": int(found[2]), **counts, **loop}
 

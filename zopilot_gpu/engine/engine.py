@@ -103,7 +103,7 @@ class Engine:
         self._forms: graphs.Forms | None = None
         width = scheduler.pool.num_blocks
         if decode != "plain":
-            capture = graphs.twin if decode == "twins" else graphs.capture_graphs(self._device)
+            capture = graphs.twin if decode == "twins" else graphs.capture_graphs(model)
             most = scheduler.pool.blocks_for(max_context or model.config.max_position)
             self._forms = graphs.Forms(model, pools, self._seats, scheduler.max_running, most, capture)
             width = max(width, self._forms.widths[-1])

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from zopilot_gpu import log
+from zopilot_gpu.engine.chained import chain
 from zopilot_gpu.engine.inputs import Sizes, Views, num_bytes, on_device, on_host, pad_rows, padding_slots
 from zopilot_gpu.engine.seats import Seats
 from zopilot_gpu.model.batch import Batch
@@ -168,10 +169,15 @@ class capture_graphs:  # noqa: N801  (a `Capture` with state)
     for each stream. The stream is not the default one, which can't be captured. Other threads may call CUDA meanwhile (memory
     in use, a model being packed): hence `thread_local`. What a garbage collection would end on this thread may be CUDA's own
     and not allowed in a capture, so there is none. `torch.cuda.graph` would empty torch's cache of memory each time.
+
+    Args:
+        model: whose steps they are.
+        chained: whether its kernels begin before the one ahead of them has ended, where they can: see `chained`.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, model: Mixtral, *, chained: bool = True) -> None:
+        self._device = device = model.device
+        self._waiting = model.parts.waiting(device) if chained else frozenset[str]()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
 
@@ -182,6 +188,19 @@ class capture_graphs:  # noqa: N801  (a `Capture` with state)
         with torch.cuda.stream(self._stream):
             run()
         self._stream.synchronize()
+        try:
+            graph = self._capture(run)
+        except RuntimeError as error:
+            if not self._waiting:
+                raise
+            _log.warning("graphs_not_chained", problem=str(error.__context__ or error)[:300])
+            self._waiting = frozenset()
+            graph = self._capture(run)
+        main.wait_stream(self._stream)
+        replay: Run = graph.replay
+        return replay
+
+    def _capture(self, run: Run) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
         collects = gc.isenabled()
         gc.disable()
@@ -190,14 +209,14 @@ class capture_graphs:  # noqa: N801  (a `Capture` with state)
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")  # type: ignore[no-untyped-call]
                 try:
                     run()
+                    if self._waiting and not chain(self._stream.cuda_stream, self._waiting):
+                        self._waiting = frozenset()
                 finally:
                     graph.capture_end()  # type: ignore[no-untyped-call]
         finally:
             if collects:
                 gc.enable()
-        main.wait_stream(self._stream)
-        replay: Run = graph.replay
-        return replay
+        return graph
 
 
 def padded(num_tokens: int) -> int:

@@ -22,6 +22,10 @@ class Parts(Protocol):
 
     can_be_captured: bool
 
+    def waiting(self, device: torch.device) -> frozenset[str]:
+        """The kernels that by themselves wait for the one ahead, so that a graph may have them begin before it has ended."""
+        ...
+
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> Any:
         """What all layers of a step need to know: `rotary` is [positions, 2, h], `pool` any layer's."""
         ...
@@ -65,6 +69,10 @@ class PlainParts:
     """Implements `Parts`. Norms and angles are computed in float32 and rounded where transformers' Mixtral rounds."""
 
     can_be_captured = False
+
+    def waiting(self, device: torch.device) -> frozenset[str]:  # noqa: ARG002
+        """See `Parts`."""
+        return frozenset()
 
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> PlainPlan:
         """See `Parts`."""

@@ -43,31 +43,45 @@ def test_a_table_on_the_volume_is_taken_and_one_that_is_damaged_is_not(tmp_path:
     path = tuned.file_for(tmp_path, GPU)
     assert path.name.startswith("sm86-84-triton3.")
     why = tuned.use_for(GPU, [tmp_path])
-    assert why == "an H100's: sm86-84 was not measured, which `zopilot-gpu tune` does"
+    assert why == "an H100's without wgmma: sm86-84 was not measured, which `zopilot-gpu tune` does"
     tuned.save(MINE, path)
     assert [one.name for one in path.parent.iterdir()] == [path.name]
     assert tuned.use_for(GPU, [tmp_path / "empty", tmp_path]) == f"measured on this card, {path}"
     assert shapes.current() == MINE
     path.write_text("{")
     assert f"; {path} can't be used: " in tuned.use_for(GPU, [tmp_path])
-    assert shapes.current() == SHIPPED["sm90-132"]
+    assert not any(shape.wgmma for _, *both in shapes.current().experts for shape in both)
+
+
+def test_wgmma_is_for_sm_90_alone() -> None:
+    for name, there in {"sm90-132": True, "sm90-114": True, "sm80-108": False, "sm100-148": False, "sm120-170": False}.items():
+        table, _ = choose(name, None, "")
+        assert any(shape.wgmma for _, *both in table.experts for shape in both) == there, name
+
+
+def row(**changes: object) -> list[object]:
+    """A shape in a file."""
+    return list(({"r": 1, "q": 1, "wk": 8, "wr": 1, "early": False, "registers": None, "wgmma": False} | changes).values())
 
 
 @pytest.mark.parametrize(
     ("experts", "linear"),
     [
-        ([[4, [1, 1, 2, 2, False], [1, 2, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),  # two numbers of tokens
-        ([[4, [3, 1, 2, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),  # no power of two
-        ([[4, [1, 1, 16, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),  # 32 warps
-        ([[4, [True, 1, 2, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),
-        ([[4, [1, 1, 2, 2, 1], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]]]),
-        ([[4, [1, 1, 2, 2, False], [1, 1, 8, 1, False]]], [[8, [1, 1, 8, 1, False]], [8, [1, 1, 8, 1, False]]]),
-        ([], [[8, [1, 1, 8, 1, False]]]),
+        ([[4, row(), row(q=2)]], [[8, row()]]),  # two numbers of tokens
+        ([[4, row(r=3), row()]], [[8, row()]]),  # no power of two
+        ([[4, row(wk=16, wr=2), row()]], [[8, row()]]),  # 32 warps
+        ([[4, row(r=True), row()]], [[8, row()]]),
+        ([[4, row(early=1), row()]], [[8, row()]]),
+        ([[4, row(registers=512), row()]], [[8, row()]]),
+        ([[4, row()[:5], row()]], [[8, row()]]),  # an older version's
+        ([[4, [1, 4, 4, 1, True, None, True], row(q=4)]], [[8, row()]]),  # four warps of a warpgroup have the same columns
+        ([[4, row(), row()]], [[8, row()], [8, row()]]),
+        ([], [[8, row()]]),
         (None, None),
     ],
 )
 def test_what_no_kernel_takes_is_no_table(experts: object, linear: object) -> None:
-
+    Table.from_json(json.dumps({"experts": [[4, row(), row()]], "linear": [[8, row()]]}))
     with pytest.raises(ValueError, match=r".+"):
         Table.from_json(json.dumps({"experts": experts, "linear": linear}))
 

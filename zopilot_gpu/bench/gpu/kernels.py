@@ -21,11 +21,11 @@ from zopilot_gpu.engine.kv_cache import BLOCK_SIZE
 from zopilot_gpu.engine.sequence import Sequence as Asked
 from zopilot_gpu.events import GREEDY, Sampling
 from zopilot_gpu.model.attention import stored
+from zopilot_gpu.model.kernels import shapes
 from zopilot_gpu.model.mixtral import Mixtral
 
 WEIGHT_BYTES = {False: 0.53125, True: 0.515625 + 8 / 16_384}  # a weight, by whether absmax is nested
 SERVED = Sampling(temperature=0.1, top_p=0.95, top_k=50, repetition_penalty=1.1, seed=None)  # what /prompt draws with
-_GRAPHED_TOKENS = 1024  # above, experts wait for the host
 _SETS = 12  # of inputs and weights, in turn
 
 
@@ -178,7 +178,7 @@ def _experts(sizes: Sizes, model: Mixtral, best: Ceilings, num_tokens: int, *, n
         found = model.layers[index % len(model.layers)].experts(xs[index % 4], logits[index % 4])
         return found if found.dim() == 2 else found.sum(1)
 
-    graphed = num_tokens <= _GRAPHED_TOKENS
+    graphed = num_tokens <= shapes.current().most_tokens  # above, experts wait for the host
     ms = (graph_ms if graphed else eager_ms)(_cases(sizes, model, layer), device, sizes.repeats)
     hit = sum(len(set(one.topk(top_k).indices.flatten().tolist())) for one in logits) / 4
     num_bytes = hit * 3 * width * inner * WEIGHT_BYTES[nested] + num_tokens * width * 2 * 5

@@ -1,11 +1,12 @@
 """Where the time of a step goes: the GPU's own record of what ran, by part, and the gaps in which nothing did.
 
-Names of kernels tell parts; what none of the patterns knows is in `other`, with the largest of it by name.
+Names of kernels tell parts; what none of the patterns knows is in `other`, with the largest of it by name. A kernel that began
+before the one ahead of it had ended counts from that end on: until then it only waited.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -44,12 +45,12 @@ def parts_of_step(step: Callable[[], object], steps: int, whole_us: float, devic
     spans = _spans(seen.events(), on_gpu=on_gpu)
     parts: dict[str, float] = defaultdict(float)
     others: dict[str, float] = defaultdict(float)
-    for name, begin, end in spans:
+    for name, time in added(spans):
         part = part_of(name)
-        parts[part] += end - begin
+        parts[part] += time
         if part == "other":
-            others[name[:60]] += end - begin
-    busy_us = covered(spans) / steps
+            others[name[:60]] += time
+    busy_us = sum(parts.values()) / steps
     return {
         "us": {part: round(total / steps, 1) for part, total in _largest(parts)},
         "busy_us": round(busy_us, 1),
@@ -70,13 +71,12 @@ def _spans(events: Any, *, on_gpu: bool) -> list[tuple[str, float, float]]:
     return sorted(found, key=lambda span: span[1])
 
 
-def covered(spans: list[tuple[str, float, float]]) -> float:
-    """Length of what the spans, in order of their begin, cover together."""
-    total, last = 0.0, float("-inf")
-    for _, begin, end in spans:
-        total += max(0.0, end - max(begin, last))
+def added(spans: list[tuple[str, float, float]]) -> Iterator[tuple[str, float]]:
+    """The length of what each of the spans, in order of their begin, covers that none before it does."""
+    last = float("-inf")
+    for name, begin, end in spans:
+        yield name, max(0.0, end - max(begin, last))
         last = max(last, end)
-    return total
 
 
 def _largest(times: dict[str, float]) -> list[tuple[str, float]]:

@@ -23,6 +23,7 @@ from rich.console import Console
 from zopilot_gpu.bench import plot as plots
 from zopilot_gpu.bench.gpu import baseline, check, kernels, load, machine, model, report, roofline, subject
 from zopilot_gpu.bench.gpu.sizes import Sizes
+from zopilot_gpu.model.kernels import shapes
 
 SECTIONS = ("check", "kernels", "model", "baseline", "nested", "load")
 
@@ -77,6 +78,9 @@ def run(
     torch.manual_seed(seed)
     head = {"command": "bench gpu", "date": datetime.now(UTC).isoformat(timespec="seconds"), "size": sizes.name, "seed": seed}
     made = Run(sizes, device, console, file, head | {"machine": machine.describe(device), "sections": list(wanted)})
+    if device.type == "cuda":
+        table, made.report["shapes"] = shapes.choose(shapes.card(device), None, "")
+        shapes.use(table)
     report.show_flat("", made.report["machine"], console)
     with made.guarded("ceilings"):
         made.best = kernels.ceilings(sizes, device)

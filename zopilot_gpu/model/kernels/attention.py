@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from zopilot_gpu.model.kernels import INTERPRETED
+from zopilot_gpu.model.kernels.chained import chains, start_next, wait_for_before
 from zopilot_gpu.model.kernels.e4m3 import from_e4m3, reading
 
 RUN = 16  # tokens of a run in prefill
@@ -50,11 +51,12 @@ def attend(
         q, as_bytes(pool), tables, runs, out, sums, best, width**-0.5, q.stride(0), tables.stride(0), pool.stride(0), len(runs),
         split, num_heads, num_kv_heads, width, triton.next_power_of_2(width), pool.shape[2], group, rows,
         32 if in_bytes else 64, splits > 1, most, reading(q.device) if in_bytes else "", num_warps=4 if rows > 16 else 2,
+        CHAINED=chains(q.device),
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(len(runs), num_heads)](
             sums, best, runs, out, len(runs), split, num_heads, width, triton.next_power_of_2(width), MOST_SPLITS,
-            num_warps=4,
+            num_warps=4, CHAINED=chains(q.device),
         )  # fmt: skip
 
 
@@ -84,9 +86,10 @@ def attend_kernel(
     q, pool, tables, runs, out, sums, best, scale, q_stride, table_stride, value_offset, num_runs, split_size,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr,
     GROUP: tl.constexpr, ROWS: tl.constexpr, POSITIONS: tl.constexpr, PARTIAL: tl.constexpr,
-    MOST: tl.constexpr, E4M3: tl.constexpr,
+    MOST: tl.constexpr, E4M3: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """One run, one KV head, one split. Rows are (token, head of the group); those beyond the run are computed and not kept."""
+    start_next(CHAINED)
     run, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequence, first = tl.load(runs + run * 4), tl.load(runs + run * 4 + 1)
     count, position = tl.load(runs + run * 4 + 2), tl.load(runs + run * 4 + 3)
@@ -100,6 +103,7 @@ def attend_kernel(
     token, head = row // GROUP, kv_head * GROUP + row % GROUP
     mine, inside = token < count, column < WIDTH
     keep = mine[:, None] & inside[None, :]
+    wait_for_before(CHAINED)
     asked = tl.load(q + (first + token)[:, None] * q_stride + head[:, None] * WIDTH + column[None, :], mask=keep, other=0.0)
     if E4M3 == "cast" or E4M3 == "asm":  # noqa: PLR1714  (Triton knows no sets)
         asked = asked.to(tl.float16)
@@ -148,13 +152,16 @@ def _load(pointers, mask, E4M3: tl.constexpr):
 def merge_kernel(
     sums, best, runs, out, num_runs, split_size,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """The splits of a decode made one."""
+    start_next(CHAINED)
     run, head = tl.program_id(0), tl.program_id(1)
     first, end = tl.load(runs + run * 4 + 1), tl.load(runs + run * 4 + 3) + 1
     split, column = tl.arange(0, SPLITS), tl.arange(0, PADDED)
     there = split * split_size < end
     at = (split * num_runs + run) * HEADS + head
+    wait_for_before(CHAINED)
     most = tl.load(best + at * 2, mask=there, other=float("-inf"))
     share = tl.exp2(most - tl.max(most, axis=0))
     total = tl.sum(share * tl.load(best + at * 2 + 1, mask=there, other=0.0), axis=0)

@@ -9,9 +9,10 @@ piece; where tokens are many, `gather_kernel` does so for the first.
 import triton
 import triton.language as tl
 
+from zopilot_gpu.model.kernels.chained import ask_for, start_next, wait_for_before
 from zopilot_gpu.model.kernels.fragments import load4, prepare
 from zopilot_gpu.model.kernels.product import fetch, multiply
-from zopilot_gpu.model.kernels.routing import pick
+from zopilot_gpu.model.kernels.routing import block_at, pick
 
 
 @triton.jit
@@ -20,6 +21,7 @@ def gate_up_kernel(
     TOP_K: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, KIND: tl.constexpr, NUM_BLOCKS: tl.constexpr,
     GATHERED: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr,
     EARLY: tl.constexpr, PLAIN: tl.constexpr, NUM_EXPERTS: tl.constexpr = 0, EXPERTS: tl.constexpr = 0,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Rows [blocks, Q, INNER / 32, 32, 8] = silu(gate x) * up x; each warp has P tiles of gate and P of up.
 
@@ -27,11 +29,15 @@ def gate_up_kernel(
     """
     program = tl.program_id(0)
     block, first = program % NUM_BLOCKS, program // NUM_BLOCKS
+    if CHAINED and not GATHERED:
+        bank = prepare(table, 32 * WK * WR, PLAIN)
+        zero = wait_for_before(CHAINED)
+        start_next(CHAINED)
     if EXPERTS > 0:
         expert, _ = pick(blocks, block, NUM_EXPERTS, EXPERTS, NUM_BLOCKS)
         start, count = block, 1
     else:
-        expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
+        expert, start, count = block_at(blocks, block)
         if expert < 0:
             return
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
@@ -41,7 +47,11 @@ def gate_up_kernel(
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(
         packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
     )
-    bank = prepare(table, 32 * WK * WR, PLAIN)
+    if not CHAINED or GATHERED:
+        bank = prepare(table, 32 * WK * WR, PLAIN)
+        zero = wait_for_before(CHAINED)
+        start_next(CHAINED)
+    x, order = x + zero, order + zero
     if Q > 1:
         if count * 2 <= Q * 8:  # half as many where that will do
             _gate_up(
@@ -73,7 +83,9 @@ def _gate_up(
 ):  # fmt: skip
     """The first q eighths of a block of Q."""
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
-    token = tl.minimum(tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4, count - 1)
+    token = tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4
+    there = (token < count).to(tl.int32)
+    token = tl.minimum(token, count - 1)
     stride: tl.constexpr = 128 if GATHERED else 16
     if GATHERED:
         here = x + (block * Q + token // 8) * (COLUMNS * 4) + (token % 8 * 4 + thread % 4) * 4
@@ -82,7 +94,7 @@ def _gate_up(
     else:
         here = x + load4(order + start + token, PLAIN) // TOP_K * (COLUMNS // 2) + thread % 4 * 4
     sums = multiply(
-        packed, absmax, groups, nested, table, here, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        packed, absmax, groups, nested, table, here, there, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
         stride, COLUMNS, KIND, WK, EARLY, PLAIN,
     )  # fmt: skip
     both = tl.reshape(sums, (P, 2, q, WR, 32, 4))
@@ -99,16 +111,17 @@ def down_kernel(
     packed, absmax, groups, nested, table, x, order, blocks, shares, out,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, NUM_BLOCKS: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr, EARLY: tl.constexpr, PLAIN: tl.constexpr,
-    NUM_EXPERTS: tl.constexpr = 0, EXPERTS: tl.constexpr = 0,
+    NUM_EXPERTS: tl.constexpr = 0, EXPERTS: tl.constexpr = 0, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Out [assignments, ROWS] = share * (down x); x is rows [blocks, Q, COLUMNS / 32, 32, 8]; EXPERTS as above."""
+    start_next(CHAINED)
     program = tl.program_id(0)
     block, first = program % NUM_BLOCKS, program // NUM_BLOCKS
     if EXPERTS > 0:
         expert, share = pick(blocks, block, NUM_EXPERTS, EXPERTS, NUM_BLOCKS)
         start, count = block, 1
     else:
-        expert, start, count = tl.load(blocks + block * 3), tl.load(blocks + block * 3 + 1), tl.load(blocks + block * 3 + 2)
+        expert, start, count = block_at(blocks, block)
         share = 0.0
         if expert < 0:
             return
@@ -119,6 +132,7 @@ def down_kernel(
         packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
     )
     bank = prepare(table, 32 * WK * WR, PLAIN)
+    x += wait_for_before(CHAINED)
     if Q > 1:
         if count * 2 <= Q * 8:  # half as many where that will do
             _down(
@@ -150,10 +164,12 @@ def _down(
 ):  # fmt: skip
     """The first q eighths of a block of Q."""
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
-    token = tl.minimum(tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4, count - 1)
+    token = tl.arange(0, q)[None, :, None] * 8 + thread % 32 // 4
+    there = (token < count).to(tl.int32)
+    token = tl.minimum(token, count - 1)
     here = x + (block * Q + token // 8) * (COLUMNS * 4) + (token % 8 * 4 + thread % 4) * 4
     sums = multiply(
-        packed, absmax, groups, nested, table, here, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        packed, absmax, groups, nested, table, here, there, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
         128, COLUMNS, KIND, WK, EARLY, PLAIN,
     )  # fmt: skip
     row, token = _place(q, WR, R, first)
@@ -170,8 +186,10 @@ def dense_kernel(
     packed, absmax, groups, nested, table, x, out, num_tokens,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, NUM_BLOCKS: tl.constexpr,
     R: tl.constexpr, Q: tl.constexpr, WK: tl.constexpr, WR: tl.constexpr, EARLY: tl.constexpr, PLAIN: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """Out [num_tokens, ROWS] = weight x: the product with one matrix; x is [num_tokens, COLUMNS]."""
+    start_next(CHAINED)
     program = tl.program_id(0)
     start, first = program % NUM_BLOCKS * (8 * Q), program // NUM_BLOCKS
     thread = tl.arange(0, 32 * WK * WR)[None, None, :]
@@ -180,11 +198,19 @@ def dense_kernel(
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(
         packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
     )
+    if CHAINED and program % NUM_BLOCKS == 0:  # all of its weights: while it waits, the bus may have nothing to do
+        begin, strip = first * (WR * R), COLUMNS // 128 * (8 if KIND == "nested" else 16 if KIND == "bf16" else 32)
+        count = tl.minimum(WR * R, ROWS // 16 - begin)
+        ask_for(packed + begin * (COLUMNS * 2), count * (COLUMNS * 8), CHAINED)
+        ask_for(absmax + begin * strip, count * (strip * 4), CHAINED)
     bank = prepare(table, 32 * WK * WR, PLAIN)
-    token = tl.minimum(start + tl.arange(0, Q)[None, :, None] * 8 + thread % 32 // 4, num_tokens - 1)
+    x += wait_for_before(CHAINED)
+    token = start + tl.arange(0, Q)[None, :, None] * 8 + thread % 32 // 4
+    there = (token < num_tokens).to(tl.int32)
+    token = tl.minimum(token, num_tokens - 1)
     here = x + token * (COLUMNS // 2) + thread % 4 * 4
     sums = multiply(
-        packed, absmax, groups, nested, table, here, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        packed, absmax, groups, nested, table, here, there, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
         16, COLUMNS, KIND, WK, EARLY, PLAIN,
     )  # fmt: skip
     row, token = _place(Q, WR, R, first)
@@ -193,8 +219,13 @@ def dense_kernel(
 
 
 @triton.jit
-def gather_kernel(x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr):
+def gather_kernel(
+    x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr = False,
+):  # fmt: skip
     """Out [blocks, Q, COLUMNS / 32, 32, 8] = the rows of `x` [tokens, COLUMNS] that each block has, in pairs of bf16."""
+    wait_for_before(CHAINED)
+    start_next(CHAINED)
     eighth = tl.program_id(0)
     start, count = tl.load(blocks + eighth // Q * 3 + 1), tl.load(blocks + eighth // Q * 3 + 2)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs: [COLUMNS / 32, token, pair]
@@ -206,10 +237,14 @@ def gather_kernel(x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.conste
 
 
 @triton.jit
-def sum_kernel(parts, out, WIDTH: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+def sum_kernel(
+    parts, out, WIDTH: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr, CHAINED: tl.constexpr = False
+):  # fmt: skip
     """Out [tokens, WIDTH] = the sum of parts [tokens, TOP_K, WIDTH]."""
     token, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < WIDTH
+    start_next(CHAINED)
+    wait_for_before(CHAINED)
     total = tl.zeros((BLOCK,), tl.float32)
     for index in tl.static_range(TOP_K):
         total += tl.load(parts + (token * TOP_K + index) * WIDTH + column, mask=inside, other=0.0).to(tl.float32)

@@ -2,7 +2,8 @@
 
 The lookup table is what makes NF4 fast here: 256 pairs of bf16, one for each byte of packed weights, once for each of the 32
 banks of shared memory (32 KiB), so that a warp's lookups never meet. A byte becomes the two weights that a register of `mma`
-wants by a shift, an and-or and a load. Counted for two weights: 2 integer instructions (64 lanes a clock) and 1 load (32).
+wants by a permutation and a load, and for four bytes two instructions more: 256 bytes of the table have the pairs of byte b
+(below 128) and of b + 128, so that an address is b's lower seven bits, its highest bit and the lane's seven, end to end.
 """
 
 import torch
@@ -17,15 +18,15 @@ _FILL: tl.constexpr = tl.constexpr(
 )
 _READY: tl.constexpr = tl.constexpr("bar.sync 0; mov.b32 $0, $1;")
 _LOOKUP: tl.constexpr = tl.constexpr(
-    """{ .reg .b32 a, b, c, d, base; mov.b32 base, nf4_pairs;
-    shl.b32 a, $4, 7; shr.b32 b, $4, 1; shr.b32 c, $4, 9; shr.b32 d, $4, 17;
-    lop3.b32 a, a, 0x7f80, $5, 0xEA; lop3.b32 b, b, 0x7f80, $5, 0xEA;
-    lop3.b32 c, c, 0x7f80, $5, 0xEA; lop3.b32 d, d, 0x7f80, $5, 0xEA;
+    """{ .reg .b32 a, b, c, d, s, m, base; mov.b32 base, nf4_pairs;
+    lop3.b32 s, $4, 0x80808080, $5, 0xEA; and.b32 m, $4, 0x7f7f7f7f;
+    prmt.b32 a, s, m, 0xCC40; prmt.b32 b, s, m, 0xCC51; prmt.b32 c, s, m, 0xCC62; prmt.b32 d, s, m, 0xCC73;
     add.u32 a, a, base; add.u32 b, b, base; add.u32 c, c, base; add.u32 d, d, base;
     ld.shared.b32 $0, [a]; ld.shared.b32 $1, [b]; ld.shared.b32 $2, [c]; ld.shared.b32 $3, [d]; }"""
 )
 _LOAD_ONCE: tl.constexpr = tl.constexpr("ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];")
 _LOAD: tl.constexpr = tl.constexpr("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];")
+_LOAD_WHERE: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.ne.b32 p, $5, 0; @p ld.global.v4.b32 {$0, $1, $2, $3}, [$4]; }")
 _LOAD8: tl.constexpr = tl.constexpr("ld.global.v2.b32 {$0, $1}, [$2];")
 _LOAD4: tl.constexpr = tl.constexpr("ld.global.b32 $0, [$1];")
 _SCALE: tl.constexpr = tl.constexpr(
@@ -44,14 +45,15 @@ def pair_table(device: torch.device) -> torch.Tensor:
 
 @triton.jit
 def prepare(table, THREADS: tl.constexpr, PLAIN: tl.constexpr):
-    """Fills the table. Gives each thread its bank: [1, 1, T] int32."""
+    """Fills the table. Gives each thread its bank, four times a byte: [1, 1, T] int32."""
     thread = tl.arange(0, THREADS)[None, None, :]
-    bank = thread % 32 * 4
+    bank = thread % 32 * 0x04040404
     if not PLAIN:
         tl.inline_asm_elementwise(_RESERVE, "=r,r", [thread], dtype=tl.int32, is_pure=False, pack=1)
         index = tl.arange(0, 2048)  # sixteen bytes each, eight for each pair
         pairs = tl.load(table + (index >> 3))
-        tl.inline_asm_elementwise(_FILL, "=r,r,r", [index * 16, pairs], dtype=tl.int32, is_pure=False, pack=1)
+        place = (index & 1023) // 8 * 256 + index // 1024 * 128 + index % 8 * 16
+        tl.inline_asm_elementwise(_FILL, "=r,r,r", [place, pairs], dtype=tl.int32, is_pure=False, pack=1)
         bank = tl.inline_asm_elementwise(_READY, "=r,r", [bank], dtype=tl.int32, is_pure=False, pack=1)
     return bank
 
@@ -84,6 +86,24 @@ def load16(pointer, ONCE: tl.constexpr, PLAIN: tl.constexpr):
             _LOAD_ONCE if ONCE else _LOAD,
             "=r,=r,=r,=r,l",
             [pointer],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    return a, b, c, d
+
+
+@triton.jit
+def load16_where(pointer, there, PLAIN: tl.constexpr):
+    """Sixteen bytes as four int32 where `there` is not 0, elsewhere anything: a lane less is a quarter of an access less."""
+    if PLAIN:
+        a, b = tl.load(pointer, mask=there != 0), tl.load(pointer + 1, mask=there != 0)
+        c, d = tl.load(pointer + 2, mask=there != 0), tl.load(pointer + 3, mask=there != 0)
+    else:
+        a, b, c, d = tl.inline_asm_elementwise(
+            _LOAD_WHERE,
+            "=r,=r,=r,=r,l,r",
+            [pointer, there],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
             is_pure=True,
             pack=1,

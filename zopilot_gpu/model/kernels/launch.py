@@ -5,6 +5,8 @@ from functools import cache
 import torch
 import triton
 
+from zopilot_gpu.model.kernels import INTERPRETED, warpgroup
+from zopilot_gpu.model.kernels.chained import chains
 from zopilot_gpu.model.kernels.dequantise import code_table, dequantise_kernel
 from zopilot_gpu.model.kernels.experts import dense_kernel, down_kernel, gate_up_kernel, gather_kernel, sum_kernel
 from zopilot_gpu.model.kernels.fragments import pair_table
@@ -21,16 +23,30 @@ def gate_up(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, top_k: int, 
     _, rows, columns = weight.shape
     inner, (order, blocks, _, num_blocks), experts = rows // 2, _plan(plan), _picked(plan)
     pairs = x.view(torch.int32)
+    if shape.wgmma:
+        rows_of_blocks = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
+        grid = (num_blocks * shape.q, -(-columns * 4 // 1024))
+        warpgroup.wgmma_gather_kernel[grid](
+            pairs, order, blocks, rows_of_blocks, top_k, columns, shape.q, 1024, num_warps=4, CHAINED=chains(x.device)
+        )
+        out = torch.empty(num_blocks * 8 * shape.q, inner, dtype=x.dtype, device=x.device)
+        warpgroup.wgmma_up_kernel[(num_blocks * shape.programs(inner),)](
+            *_pointers(weight), rows_of_blocks, blocks, out, num_blocks, columns, inner, _kind(weight),
+            shape.q, shape.wr, INTERPRETED, num_warps=shape.wr, maxnreg=shape.registers, CHAINED=chains(x.device),
+        )  # fmt: skip
+        return out
     gathered = isinstance(plan, Routing) and len(order) > _GATHERED_ABOVE
     if gathered:
         pairs = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
         grid = (num_blocks * shape.q, -(-columns * 4 // 1024))
-        gather_kernel[grid](x.view(torch.int32), order, blocks, pairs, top_k, columns, shape.q, 1024, num_warps=4)
+        gather_kernel[grid](
+            x.view(torch.int32), order, blocks, pairs, top_k, columns, shape.q, 1024, num_warps=4, CHAINED=chains(x.device)
+        )
     out = torch.empty(num_blocks * 8 * shape.q, inner, dtype=x.dtype, device=x.device)
     gate_up_kernel[(num_blocks * shape.programs(inner),)](
         *_pointers(weight), pairs, order, blocks, out,
         top_k, columns, inner, _kind(weight), num_blocks, gathered, *shape.constants, *experts,
-        num_warps=shape.num_warps, maxnreg=shape.registers,
+        num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
     )  # fmt: skip
     return out
 
@@ -40,10 +56,17 @@ def down(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, shape: Shape) -
     _, rows, columns = weight.shape
     order, blocks, shares, num_blocks = _plan(plan)
     out = torch.empty(plan.num_assignments, rows, dtype=torch.float32, device=x.device)
+    if shape.wgmma:
+        warpgroup.wgmma_down_kernel[(num_blocks * shape.programs(rows),)](
+            *_pointers(weight), x.view(torch.int32), order, blocks, shares.view(torch.int32), out, num_blocks,
+            columns, rows, _kind(weight), shape.r, shape.q, shape.wr, INTERPRETED,
+            num_warps=shape.wr, maxnreg=shape.registers, CHAINED=chains(x.device),
+        )  # fmt: skip
+        return out
     down_kernel[(num_blocks * shape.programs(rows),)](
         *_pointers(weight), x.view(torch.int32), order, blocks, shares, out,
         columns, rows, _kind(weight), num_blocks, *shape.constants, *_picked(plan),
-        num_warps=shape.num_warps, maxnreg=shape.registers,
+        num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
     )  # fmt: skip
     return out
 
@@ -67,7 +90,7 @@ def add_up(parts: torch.Tensor, top_k: int, dtype: torch.dtype) -> torch.Tensor:
     """The sum of each token's k rows: [T * k, d] -> [T, d]."""
     count, width = parts.shape
     out = torch.empty(count // top_k, width, dtype=dtype, device=parts.device)
-    sum_kernel[(count // top_k, -(-width // 1024))](parts, out, width, top_k, 1024, num_warps=4)
+    sum_kernel[(count // top_k, -(-width // 1024))](parts, out, width, top_k, 1024, num_warps=4, CHAINED=chains(parts.device))
     return out
 
 
@@ -78,7 +101,7 @@ def product(weight: Tiled, x: torch.Tensor, shape: Shape) -> torch.Tensor:
     out = torch.empty(len(x), rows, dtype=x.dtype, device=x.device)
     dense_kernel[(num_blocks * shape.programs(rows),)](
         *_pointers(weight), x.view(torch.int32), out, len(x), columns, rows, _kind(weight), num_blocks,
-        *shape.constants, num_warps=shape.num_warps, maxnreg=shape.registers,
+        *shape.constants, num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
     )  # fmt: skip
     return out
 
@@ -91,7 +114,7 @@ def dequantise(weight: Tiled, index: int, dtype: torch.dtype) -> torch.Tensor:
     groups = weight.packed if weight.groups is None else weight.groups
     dequantise_kernel[(rows // ROWS, columns // COLUMNS)](
         weight.packed.view(torch.uint8), weight.absmax, groups, nested_table(device), code_table(device), out,
-        index * rows // ROWS, columns, _kind(weight), num_warps=4,
+        index * rows // ROWS, columns, _kind(weight), num_warps=4, CHAINED=chains(device),
     )  # fmt: skip
     return out
 

@@ -9,6 +9,7 @@ from torch.nn.functional import embedding, linear
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.kernels import fused
 from zopilot_gpu.model.kernels.attention import RUN, attend
+from zopilot_gpu.model.kernels.chained import WAITING, chains
 
 _FEW = 64  # tokens for which the router is read by each
 
@@ -30,6 +31,10 @@ class KernelParts:
     """Implements `zopilot_gpu.model.parts.Parts`."""
 
     can_be_captured = True
+
+    def waiting(self, device: torch.device) -> frozenset[str]:
+        """See `Parts`."""
+        return WAITING if chains(device) else frozenset()
 
     def plan(self, batch: Batch, pool: torch.Tensor, rotary: torch.Tensor, num_heads: int) -> Plan:
         """See `Parts`."""

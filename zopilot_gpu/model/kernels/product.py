@@ -11,12 +11,12 @@ other layouts, and exchanges registers between threads wherever they meet.
 import triton
 import triton.language as tl
 
-from zopilot_gpu.model.kernels.fragments import high, load4, load8, load16, lookup, low, mma, scaled
+from zopilot_gpu.model.kernels.fragments import high, load4, load8, load16, load16_where, lookup, low, mma, scaled
 
 
 @triton.jit
 def multiply(
-    packed, absmax, groups, nested, table, x, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+    packed, absmax, groups, nested, table, x, there, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
     STRIDE: tl.constexpr, COLUMNS: tl.constexpr, KIND: tl.constexpr, WK: tl.constexpr, EARLY: tl.constexpr, PLAIN: tl.constexpr,
 ):  # fmt: skip
     """Weights times x.
@@ -24,7 +24,7 @@ def multiply(
     Args:
         packed: of `tiles.Tiled`, as are `absmax` and `groups`; `nested` and `table` are [256] tables.
         x: [1, Q, T] pointers to int32 pairs of bf16: for lane 4g + t, to columns 8t .. 8t + 7 of its token g. The next 32
-            columns are `STRIDE` further on.
+    XX        there: [1, Q, T] int32: 0 where there is no token g, whose x is not read.
         tiles: [R, 1, T] int32, each thread's tiles in the stack.
         bank: of `fragments.prepare`.
         w0 .. s3: of `fetch`, for the first step.
@@ -54,14 +54,14 @@ def multiply(
             s2, s3 = tl.where(inside, s2, 0.0), tl.where(inside, s3, 0.0)
         here = x + tl.minimum(chunk, chunks - 1) * (4 * STRIDE)
         if EARLY:
-            c0, c1, c2, c3 = _word(w0, v0, s0, s2, here, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
-            c0, c1, c2, c3 = _word(w1, v1, s0, s2, here + STRIDE, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
-            c0, c1, c2, c3 = _word(w2, v2, s1, s3, here + 2 * STRIDE, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
-            c0, c1, c2, c3 = _word(w3, v3, s1, s3, here + 3 * STRIDE, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w0, v0, s0, s2, here, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w1, v1, s0, s2, here + STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w2, v2, s1, s3, here + 2 * STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w3, v3, s1, s3, here + 3 * STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
         else:
-            d0, d1, d2, d3 = _block(w0, w1, v0, v1, here, STRIDE, bank, table, PLAIN)
+            d0, d1, d2, d3 = _block(w0, w1, v0, v1, here, STRIDE, there, bank, table, PLAIN)
             c0, c1, c2, c3 = c0 + d0 * s0, c1 + d1 * s0, c2 + d2 * s2, c3 + d3 * s2
-            d0, d1, d2, d3 = _block(w2, w3, v2, v3, here + 2 * STRIDE, STRIDE, bank, table, PLAIN)
+            d0, d1, d2, d3 = _block(w2, w3, v2, v3, here + 2 * STRIDE, STRIDE, there, bank, table, PLAIN)
             c0, c1, c2, c3 = c0 + d0 * s1, c1 + d1 * s1, c2 + d2 * s3, c3 + d3 * s3
         w0, w1, w2, w3 = next_w0, next_w1, next_w2, next_w3
         v0, v1, v2, v3 = next_v0, next_v1, next_v2, next_v3
@@ -84,21 +84,24 @@ def fetch(
 
 
 @triton.jit
-def _block(w0, w1, v0, v1, x, STRIDE: tl.constexpr, bank, table, PLAIN: tl.constexpr):
+def _block(w0, w1, v0, v1, x, STRIDE: tl.constexpr, there, bank, table, PLAIN: tl.constexpr):
     """64 columns: words w of rows g and v of rows g + 8 [R, 1, T], x [1, Q, T] -> four [R, Q, T], without absmax."""
     R: tl.constexpr = w0.shape[0]
     Q: tl.constexpr = x.shape[1]
     T: tl.constexpr = x.shape[2]
     d0, d1 = tl.zeros((R, Q, T), tl.float32), tl.zeros((R, Q, T), tl.float32)
     d2, d3 = tl.zeros((R, Q, T), tl.float32), tl.zeros((R, Q, T), tl.float32)
-    d0, d1, d2, d3 = _word(w0, v0, 0, 0, x, bank, table, d0, d1, d2, d3, False, PLAIN)
-    return _word(w1, v1, 0, 0, x + STRIDE, bank, table, d0, d1, d2, d3, False, PLAIN)
+    d0, d1, d2, d3 = _word(w0, v0, 0, 0, x, there, bank, table, d0, d1, d2, d3, False, PLAIN)
+    return _word(w1, v1, 0, 0, x + STRIDE, there, bank, table, d0, d1, d2, d3, False, PLAIN)
 
 
 @triton.jit
-def _word(w, v, row, far, x, bank, table, d0, d1, d2, d3, EARLY: tl.constexpr, PLAIN: tl.constexpr):
+def _word(w, v, row, far, x, there, bank, table, d0, d1, d2, d3, EARLY: tl.constexpr, PLAIN: tl.constexpr):
     """32 columns, eight of which are this lane's; `row` and `far` are the absmax of rows g and g + 8, if EARLY."""
-    b0, b1, b2, b3 = load16(x, False, PLAIN)
+    if x.shape[1] == 1:
+        b0, b1, b2, b3 = load16_where(x, there, PLAIN)
+    else:
+        b0, b1, b2, b3 = load16(x, False, PLAIN)
     p0, p1, p2, p3 = lookup(w, bank, table, PLAIN)
     r0, r1, r2, r3 = lookup(v, bank, table, PLAIN)
     if EARLY:

@@ -15,7 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-MOST_TOKENS = 1024  # that one program sorts
+from zopilot_gpu.model.kernels.chained import chains, start_next, wait_for_before
+
+MOST_TOKENS = 4096  # that one program sorts
 LEAST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32's finite numbers
 
 
@@ -64,9 +66,10 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     )
     tokens = max(16, triton.next_power_of_2(num_tokens))
     route_kernel[(1,)](
-        logits, routing.order, routing.blocks, routing.shares, num_tokens, num_experts, top_k, size, num_blocks,
+        logits, routing.order, routing.blocks, routing.shares, num_tokens, num_blocks, num_experts, top_k, size,
         TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
         BLOCKS=max(2, triton.next_power_of_2(num_blocks)), num_warps=max(1, min(8, tokens * top_k // 64)),
+        CHAINED=chains(device),
     )  # fmt: skip
     return routing
 
@@ -86,16 +89,19 @@ def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
     return Routing(order.int(), torch.tensor(blocks, dtype=torch.int32, device=logits.device), shares.flatten())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
 def route_kernel(
-    logits, order, blocks, shares, num_tokens,
-    num_experts: tl.constexpr, TOP_K: tl.constexpr, SIZE: tl.constexpr, num_blocks: tl.constexpr,
+    logits, order, blocks, shares, num_tokens, num_blocks,
+    num_experts: tl.constexpr, TOP_K: tl.constexpr, SIZE: tl.constexpr,
     TOKENS: tl.constexpr, EXPERTS: tl.constexpr, PLACES: tl.constexpr, BLOCKS: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):  # fmt: skip
     """See `route`. One program; capitals are the next powers of two."""
+    start_next(CHAINED)
     token, expert, place = tl.arange(0, TOKENS), tl.arange(0, EXPERTS), tl.arange(0, PLACES)
     inside = (token < num_tokens)[:, None]
     left = logits + tl.minimum(token, num_tokens - 1)[:, None] * num_experts + expert[None, :]
+    wait_for_before(CHAINED)
     left = _ranked(tl.load(left, mask=(expert < num_experts)[None, :], other=0.0))
     left = tl.where((expert < num_experts)[None, :], left, float("-inf"))  # as is an expert that is taken
     best = tl.max(left, axis=1)
@@ -142,10 +148,18 @@ def _ranked(logits):
 
 
 @triton.jit
+def block_at(blocks, place):
+    """Expert, first slot and number of slots. Past L1: see `chained`."""
+    at = blocks + place * 3
+    expert, start = tl.load(at, cache_modifier=".cg"), tl.load(at + 1, cache_modifier=".cg")
+    return expert, start, tl.load(at + 2, cache_modifier=".cg")
+
+
+@triton.jit
 def pick(logits, place, NUM_EXPERTS: tl.constexpr, EXPERTS: tl.constexpr, TOP_K: tl.constexpr):
-    """Of a single token: the expert at `place` among its k, and the expert's share; as `route_kernel` has them."""
+    """Of a single token: the expert at `place` among its k, its share; as `route_kernel` has them. Past L1: see `chained`."""
     expert = tl.arange(0, EXPERTS)
-    left = _ranked(tl.load(logits + expert, mask=expert < NUM_EXPERTS, other=0.0))
+    left = _ranked(tl.load(logits + expert, mask=expert < NUM_EXPERTS, other=0.0, cache_modifier=".cg"))
     left = tl.where(expert < NUM_EXPERTS, left, float("-inf"))
     best = tl.max(left, axis=0)
     chosen, mine, total = place * 0, best * 0.0, best * 0.0

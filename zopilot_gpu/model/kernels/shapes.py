@@ -1,7 +1,7 @@
 """Which shape of program for how many tokens, on which card. Knows measured tables; measures nothing, and needs no Triton.
 
 In this order: the table that `zopilot-gpu tune` has left on the volume for this card and this Triton, one that is shipped for
-the card, the H100's. A wrong shape costs time, never a wrong answer, so any table will do; none is made at a request.
+the card, one that runs on any. A wrong shape costs time, never a wrong answer, so any table will do; none is made at a request.
 """
 
 import json
@@ -15,7 +15,10 @@ from zopilot_gpu.model.kernels import INTERPRETED
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A program: R tiles a warp (pairs of them for gate and up), Q eighths of tokens, WK * WR warps."""
+    """A program: R tiles a warp (pairs of them for gate and up), Q eighths of tokens, WK * WR warps.
+
+    `registers` of a thread at most, where more would leave room for fewer programs; `wgmma` is of `warpgroup`, for sm_90.
+    """
 
     r: int
     q: int
@@ -23,6 +26,7 @@ class Shape:
     wr: int
     early: bool = False
     registers: int | None = None
+    wgmma: bool = False
 
     @property
     def constants(self) -> tuple[int | bool, ...]:
@@ -54,11 +58,16 @@ class Table:
         """For one matrix."""
         return next((rung[1] for rung in self.linear if num_tokens <= rung[0]), self.linear[-1][1])
 
+    @property
+    def most_tokens(self) -> int:
+        """For which experts have a shape: beyond, a dense product of dequantised weights is faster."""
+        return self.experts[-1][0]
+
     def to_json(self) -> str:
         """What `from_json` reads."""
 
         def row(most: int, *several: Shape) -> list[Any]:
-            return [most, *([one.r, one.q, one.wk, one.wr, one.early] for one in several)]
+            return [most, *([one.r, one.q, one.wk, one.wr, one.early, one.registers, one.wgmma] for one in several)]
 
         rows = {"experts": [row(*rung) for rung in self.experts], "linear": [row(*rung) for rung in self.linear]}
         return json.dumps(rows, indent=1)
@@ -85,17 +94,24 @@ class Table:
 
 
 def _shape(parts: list[Any]) -> Shape:
-    r, q, wk, wr, early = parts
-    if any(type(one) is not int or one not in (1, 2, 4, 8, 16) for one in (r, q, wk, wr)) or type(early) is not bool:
+    r, q, wk, wr, early, registers, wgmma = parts
+    if any(type(one) is not int or one not in (1, 2, 4, 8, 16) for one in (r, q, wk, wr)):
+        raise ValueError(f"{parts} is no shape")
+    if any(type(one) is not bool for one in (early, wgmma)) or (registers is not None and registers not in range(32, 256)):
         raise ValueError(f"{parts} is no shape")
     if wk * wr > 16 or r * q > 16:
         raise ValueError(f"{parts} takes more warps or registers than there are")
-    return Shape(r, q, wk, wr, early)
+    if wgmma and not (r in (1, 2) and q in (4, 8) and wk == 1 and wr in (4, 8)):
+        raise ValueError(f"{parts} is no shape of a warpgroup")
+    return Shape(r, q, wk, wr, early, registers, wgmma)
 
 
-# `zopilot-gpu tune` on an H100 SXM (132 multiprocessors), 2026-11-25: docs/benchmarks/h100.md. An H200 has as many, the same
-# registers and shared memory, and 4.8 for 3.35 TB/s: taken for it too.
-_HOPPER = Table(
+def _wgmma(r: int, q: int, wr: int, registers: int | None = None) -> Shape:
+    return Shape(r, q, 1, wr, early=True, registers=registers, wgmma=True)
+
+
+# `zopilot-gpu tune` on an H100 SXM (132 multiprocessors), 2026-11-25, by `mma`: what runs on any card from sm_80 on.
+_ANY = Table(
     experts=(
         (2, Shape(1, 1, 2, 2), Shape(1, 1, 8, 1)),
         (8, Shape(2, 1, 4, 1), Shape(2, 1, 8, 1)),
@@ -114,8 +130,26 @@ _HOPPER = Table(
         (128, Shape(2, 4, 2, 2, early=True)),
     ),
 )
+# On an H200 (132 multiprocessors), 2026-11-26: docs/benchmarks/h200.md. An H100 has 3.35 for 4.8 TB/s, else the same.
+_HOPPER = Table(
+    experts=(
+        (1, Shape(1, 1, 2, 2), Shape(1, 1, 8, 1, registers=64)),
+        (2, Shape(1, 1, 2, 2), Shape(1, 1, 8, 1)),
+        (8, Shape(2, 1, 4, 1, registers=128), Shape(2, 1, 4, 1)),
+        (16, Shape(1, 1, 2, 2), Shape(2, 1, 4, 1)),
+        (32, Shape(1, 2, 2, 2, early=True, registers=96), Shape(2, 2, 4, 1, early=True)),
+        (48, Shape(1, 2, 2, 2, early=True, registers=96), Shape(2, 2, 4, 1, early=True)),
+        (64, _wgmma(1, 4, 4, 128), _wgmma(1, 4, 4)),
+        (96, _wgmma(1, 4, 4, 128), _wgmma(1, 4, 4)),
+        (128, _wgmma(1, 4, 4, 128), _wgmma(2, 4, 4)),
+        (256, _wgmma(1, 8, 4), _wgmma(2, 8, 4)),
+        (1024, _wgmma(1, 8, 4), _wgmma(2, 8, 4)),
+        (4096, _wgmma(1, 8, 4), _wgmma(2, 8, 4)),
+    ),
+    linear=_ANY.linear,
+)
 SHIPPED = {"sm90-132": _HOPPER}
-_current = [_HOPPER]
+_current = [_ANY]
 
 
 def card(device: torch.device) -> str:
@@ -134,7 +168,8 @@ def choose(name: str, tuned: bytes | None, what: str) -> tuple[Table, str]:
             problem = f"; {what} can't be used: {error}"
     if name in SHIPPED:
         return SHIPPED[name], f"measured on such a card ({name}){problem}"
-    return _HOPPER, f"an H100's: {name} was not measured, which `zopilot-gpu tune` does{problem}"
+    unknown = f"{name} was not measured, which `zopilot-gpu tune` does{problem}"
+    return (_HOPPER, f"an H200's: {unknown}") if name.startswith("sm90-") else (_ANY, f"an H100's without wgmma: {unknown}")
 
 
 def use(table: Table) -> None:

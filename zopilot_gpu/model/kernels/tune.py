@@ -5,6 +5,7 @@ those of CUDA graphs over several copies of the weights, so that no cache holds 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -12,7 +13,7 @@ import torch
 
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.model.kernels import launch, shapes
-from zopilot_gpu.model.kernels.routing import route
+from zopilot_gpu.model.kernels.routing import Picked, Routing, route
 from zopilot_gpu.model.kernels.shapes import Shape, Table
 from zopilot_gpu.model.kernels.tiles import Tiled, tile
 from zopilot_gpu.model.nf4 import BLOCK, NF4
@@ -20,16 +21,30 @@ from zopilot_gpu.model.nf4 import BLOCK, NF4
 Tell = Callable[[str], None]
 _COPIES = 3
 _WORST_DISTANCE = 1e-2
-_FEW = [(1, 2, 2), (1, 4, 1), (1, 8, 1), (1, 16, 1), (2, 2, 1), (2, 4, 1), (2, 8, 1), (1, 1, 4), (1, 1, 8), (2, 1, 4)]
-_MANY = [(1, 4, 1), (1, 8, 1), (2, 2, 1), (2, 4, 1), (2, 2, 2), (1, 2, 2), (2, 1, 4)]  # R, WK, WR
+_MOST_BY_MMA = 128  # tokens, where there are warpgroups
+_FEW = [(1, 2, 2), (1, 4, 1), (1, 8, 1), (1, 16, 1), (2, 2, 1), (2, 4, 1), (2, 8, 1)]  # R, WK, WR
+_MANY = [(1, 4, 1), (1, 8, 1), (2, 2, 1), (2, 4, 1), (2, 2, 2), (1, 2, 2), (2, 1, 4)]
+_REGISTERS = {2: (None,), 4: (None, 96, 128), 8: (None, 64), 16: (None,)}  # by warps: as many programs more on a multiprocessor
+_WARPGROUPS = [(4, 4, None), (4, 4, 128), (4, 8, None), (8, 4, None), (8, 4, 128), (8, 8, None)]  # Q, WR, registers
 
 
 def candidates(num_tokens: int) -> list[Shape]:
     """What is worth trying for so many tokens."""
-    if num_tokens <= 8:
-        return [Shape(r, 1, wk, wr) for r, wk, wr in _FEW]
-    eighths = (1, 2) if num_tokens <= 16 else (2, 4) if num_tokens <= 64 else (4, 8)
-    return [Shape(r, q, wk, wr, early=q > 1) for q in eighths for r, wk, wr in _MANY if r * q <= 16]
+    eighths = (1,) if num_tokens <= 8 else (1, 2) if num_tokens <= 16 else (2, 4) if num_tokens <= 64 else (4, 8)
+    return [
+        Shape(r, q, wk, wr, early=q > 1, registers=registers)
+        for q in eighths
+        for r, wk, wr in (_FEW if q == 1 else _MANY)
+        if r * q <= 16
+        for registers in _REGISTERS[wk * wr]
+    ]
+
+
+def warpgroups(num_tokens: int) -> list[Shape]:
+    """Likewise on sm_90; pieces of 64 rows are those of gate and up, two of `down`, or one."""
+    if num_tokens <= 16:
+        return []
+    return [Shape(r, q, 1, wr, early=True, registers=registers, wgmma=True) for r in (1, 2) for q, wr, registers in _WARPGROUPS]
 
 
 def measure(config: MixtralConfig, device: torch.device, tell: Tell) -> Table:
@@ -55,29 +70,37 @@ def _experts(
     device, top_k = copies[0][0].packed.device, config.num_experts_per_token
     x = torch.randn(num_tokens, config.hidden_size, device=device).bfloat16()
     logits = torch.randn(num_tokens, config.num_experts, device=device).bfloat16()
-    plans = {q: route(logits, top_k, 8 * q) for q in (1, 2, 4, 8)}
     w13, w2 = copies[0]
-    expected = launch.down(w2, launch.gate_up(w13, x, plans[usual[0].q], top_k, usual[0]), plans[usual[0].q], usual[1])
-    found: dict[int, dict[str, tuple[float, Shape]]] = {}
-    for shape in {*candidates(num_tokens), *usual}:
-        plan = plans[shape.q]
+
+    def plan_of(shape: Shape) -> Routing | Picked:
+        return Picked(logits, top_k) if num_tokens == 1 else route(logits, top_k, 8 * shape.q)
+
+    plan = plan_of(usual[0])
+    expected = launch.down(w2, launch.gate_up(w13, x, plan, top_k, usual[0]), plan, usual[1])
+    shapes_of = {*candidates(min(num_tokens, 256)), *usual}
+    if torch.cuda.get_device_capability(device)[0] == 9:
+        shapes_of |= set(warpgroups(num_tokens))
+    found: dict[tuple[int, bool], dict[str, tuple[float, Shape]]] = {}
+    for shape in shapes_of:
+        plan = plan_of(shape)
+        up_shape = replace(shape, r=1) if shape.wgmma else shape
         try:
-            inside = launch.gate_up(w13, x, plan, top_k, shape)
+            inside = launch.gate_up(w13, x, plan, top_k, up_shape)
             far = (launch.down(w2, inside, plan, shape) - expected).norm() / expected.norm()
             if not far < _WORST_DISTANCE:
                 tell(f"{num_tokens} tokens, {shape}: not the same ({far:.1e}), not taken")
                 continue
             times = {
-                "up": _time([partial(launch.gate_up, w, x, plan, top_k, shape) for w, _ in copies]),
-                "down": _time([partial(launch.down, w, inside, plan, shape) for _, w in copies]),
+                "up": (_time([partial(launch.gate_up, w, x, plan, top_k, up_shape) for w, _ in copies]), up_shape),
+                "down": (_time([partial(launch.down, w, inside, plan, shape) for _, w in copies]), shape),
             }
         except (RuntimeError, torch.OutOfMemoryError) as error:  # it does not fit on this card
             tell(f"{num_tokens} tokens, {shape}: {type(error).__name__}")
             continue
-        of_q = found.setdefault(shape.q, {})
-        for part, ms in times.items():
-            if part not in of_q or ms < of_q[part][0]:
-                of_q[part] = (ms, shape)
+        for part, (ms, one) in times.items():
+            of_kind = found.setdefault((shape.q, shape.wgmma), {})
+            if part not in of_kind or ms < of_kind[part][0]:
+                of_kind[part] = (ms, one)
     best = min(found.values(), key=lambda parts: sum(ms for ms, _ in parts.values()))
     tell(f"{num_tokens} tokens: " + ", ".join(f"{part} {shape} {ms * 1e3:.1f} us" for part, (ms, shape) in best.items()))
     return best["up"][1], best["down"][1]

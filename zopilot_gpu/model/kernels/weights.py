@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from zopilot_gpu.model.experts import GroupedExperts, RoutedExperts
 from zopilot_gpu.model.kernels import launch, shapes
-from zopilot_gpu.model.kernels.routing import MOST_TOKENS, Picked, route
+from zopilot_gpu.model.kernels.routing import Picked, route
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import Tiled, tile
 from zopilot_gpu.model.nf4 import NF4
@@ -39,7 +39,7 @@ class TiledExperts:
 
     def __call__(self, x: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """See `Experts`."""
-        if len(x) > MOST_TOKENS:  # dense products of dequantised weights are faster then
+        if len(x) > shapes.current().most_tokens:  # dense products of dequantised weights are faster then
             return self._dense(x, logits)
         up, down = expert_shapes(len(x))
         plan = Picked(logits, self._top_k) if len(x) <= MOST_PICKED else route(logits, self._top_k, 8 * up.q)

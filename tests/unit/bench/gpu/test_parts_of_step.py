@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from zopilot_gpu.bench.gpu.parts_of_step import covered, part_of, parts_of_step
+from zopilot_gpu.bench.gpu.parts_of_step import added, part_of, parts_of_step
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,8 @@ def test_a_kernel_is_of_a_part(kernel: str, part: str) -> None:
 
 
 def test_what_overlaps_is_counted_once() -> None:
-    assert covered([("a", 0, 10), ("b", 5, 12), ("c", 6, 7), ("d", 20, 21)]) == 13
+    spans = [("a", 0.0, 10.0), ("b", 5.0, 12.0), ("c", 6.0, 7.0), ("d", 20.0, 21.0)]
+    assert list(added(spans)) == [("a", 10), ("b", 2), ("c", 0), ("d", 1)]
 
 
 def test_a_step_that_only_waits_is_a_gap() -> None:

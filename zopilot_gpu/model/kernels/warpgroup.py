@@ -1,0 +1,360 @@
+"""The experts of a layer by Hopper's `wgmma`, for more tokens than a few: see `experts`, which computes the same anywhere.
+
+Four warps, a warpgroup, multiply 64 rows of weights at once, each warp a tile of its own: decoded into registers as for `mma`,
+which `wgmma` takes from there. What `mma` reads of x into registers, again for each warp, `wgmma` reads from shared memory, and
+once for all 64 rows. So x is put in the order of its reads:
+
+    rows  [blocks, columns / 32, Q, 2, 2, 8, 4, 2]    column 32i + 8t + 4m + 2h + e of token 8q + g at [i, q, m, h, g, t, e]
+
+of which 16 columns (m) of 8 tokens are two core matrices (h) of 8 tokens by 16 bytes, without swizzling.
+
+    stage s      copied while stage s - 1 is multiplied, two of 8 KiB
+    word         32 columns: its weights are decoded while the word before it is multiplied
+
+Source: PTX ISA, asynchronous warpgroup level matrix instructions.
+"""
+
+import triton
+import triton.language as tl
+
+from zopilot_gpu.model.kernels.chained import start_next, wait_for_before
+from zopilot_gpu.model.kernels.fragments import load4, lookup, mma, prepare, scaled
+from zopilot_gpu.model.kernels.product import fetch
+from zopilot_gpu.model.kernels.routing import block_at
+
+STAGE = 8192  # bytes of x; with the table of pairs, two are the 48 KiB that a kernel may name
+
+_RESERVE: tl.constexpr = tl.constexpr(".shared .align 128 .b8 nf4_x[16384]; mov.b32 $0, $1;")
+_COPY: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 a; mov.b32 a, nf4_x; add.u32 a, a, $1; cp.async.cg.shared.global [a], [$2], 16; mov.b32 $0, 0; }"
+)
+_ARRIVE: tl.constexpr = tl.constexpr("cp.async.wait_all; fence.proxy.async.shared::cta; bar.sync 0; mov.b32 $0, 0;")
+_SETTLE: tl.constexpr = tl.constexpr("wgmma.wait_group.sync.aligned 0; mov.b32 $0, 0;")
+_SETTLED: tl.constexpr = tl.constexpr("wgmma.wait_group.sync.aligned 0;")
+_STORE: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.ne.b32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }")
+# Four sums of rows g and g + 8 by tokens 2t and 2t + 1 become pairs of rows of one token, an even lane's or an odd one's.
+_STORE_PAIRS: tl.constexpr = tl.constexpr(
+    """{ .reg .pred o, p; .reg .b32 a, b, s, r, c, d; .reg .f32 x, y;
+    setp.ne.b32 o, $12, 0; setp.ne.b32 p, $16, 0;
+    selp.b32 s, $4, $5, o; shfl.sync.bfly.b32 r, s, 4, 0x1f, 0xffffffff;
+    selp.b32 a, r, $4, o; selp.b32 b, $5, r, o; mov.b32 x, a; mov.b32 y, b; cvt.rn.bf16x2.f32 c, y, x;
+    selp.b32 s, $6, $7, o; shfl.sync.bfly.b32 r, s, 4, 0x1f, 0xffffffff;
+    selp.b32 a, r, $6, o; selp.b32 b, $7, r, o; mov.b32 x, a; mov.b32 y, b; cvt.rn.bf16x2.f32 d, y, x;
+    @p st.global.v2.b32 [$8], {c, d}; mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0; }"""
+)
+
+
+def _list(first: int, count: int) -> str:
+    return ", ".join(f"${first + index}" for index in range(count))
+
+
+def _word(r: int, q: int) -> str:
+    """32 columns of r times 64 rows, by 8q tokens.
+
+    Operands: 4rq sums, the same coming in, then as many each of 8 registers and of the place of x, each 4q times for each r.
+    """
+    sums = 4 * r * q
+    # Where x lies is added to the descriptor's low word, in 16 bytes; its high word is the 512 bytes to the next 8 tokens.
+    lines = [
+        "{ .reg .b32 a; .reg .b64 d, e; .reg .pred p;",
+        f"mov.b32 a, nf4_x; shr.u32 a, a, 4; add.u32 a, a, ${10 * sums}; mov.b64 d, {{a, {512 >> 4}}};",
+        f"add.u32 a, a, {256 >> 4}; mov.b64 e, {{a, {512 >> 4}}}; setp.eq.b32 p, 0, 0;",
+        "wgmma.fence.sync.aligned;",
+    ]
+    for half, at in enumerate(("d", "e")):
+        for one in range(r):
+            out = ", ".join(f"${4 * q * one + index}" for index in range(4 * q))
+            weights = ", ".join(f"${(2 + 4 * half + index) * sums + 4 * q * one}" for index in range(4))
+            lines.append(
+                f"wgmma.mma_async.sync.aligned.m64n{8 * q}k16.f32.bf16.bf16 {{{out}}}, {{{weights}}}, {at}, p, 1, 1, 0;"
+            )
+    return "\n".join([*lines, "wgmma.commit_group.sync.aligned; }"])
+
+
+def _tied(sums: int, others: int) -> str:
+    """Constraints: sums that come in where they go out, and as many each of other registers."""
+    return ",".join(["=f"] * sums + [str(index) for index in range(sums)] + ["r"] * (sums * others))
+
+
+_WORD12, _WORD14, _WORD18 = tl.constexpr(_word(1, 2)), tl.constexpr(_word(1, 4)), tl.constexpr(_word(1, 8))
+_WORD22, _WORD24, _WORD28 = tl.constexpr(_word(2, 2)), tl.constexpr(_word(2, 4)), tl.constexpr(_word(2, 8))
+# By sums, 4rq of them: with the nine other registers, and alone.
+_TIED8, _TIED16, _TIED32, _TIED64 = (tl.constexpr(_tied(sums, 9)) for sums in (8, 16, 32, 64))
+_SAME8, _SAME16, _SAME32, _SAME64 = (tl.constexpr(_tied(sums, 0)) for sums in (8, 16, 32, 64))
+
+
+@triton.jit
+def multiply(
+    packed, absmax, groups, nested, table, x, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+    COLUMNS: tl.constexpr, KIND: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """R times 64 rows for each warpgroup, times the first 8q tokens of a block of 8Q; see `product.multiply`.
+
+    Args:
+        x: pointer to the block's rows as above, in int32 pairs of bf16.
+
+    Returns:
+        [R, 4q, T] float32: of lane 4g + t, at 4n + i, row g + i / 2 * 8 of its tile and token 8n + 2t + i % 2.
+    """
+    R: tl.constexpr = tiles.shape[0]
+    T: tl.constexpr = tiles.shape[2]
+    words: tl.constexpr = 4 if Q <= 4 else 16 // Q  # of a stage
+    stages: tl.constexpr = COLUMNS // (32 * words)
+    sums = tl.zeros((R, 4 * q, T), tl.float32)
+    p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w0, v0, s0, s2, bank, table, PLAIN)
+    _copy(x, 0, words, Q, q, T, PLAIN)
+    for chunk in range(COLUMNS // 128):
+        # The next tiles are on their way while these are multiplied; the last time, the same once more.
+        next_w0, next_w1, next_w2, next_w3, next_v0, next_v1, next_v2, next_v3, next_s0, next_s1, next_s2, next_s3 = fetch(
+            packed, absmax, groups, nested, tiles, chunk + 1, COLUMNS, KIND, PLAIN
+        )
+        sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 0, bank, sums, stages, words, Q, q, PLAIN)
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w1, v1, s0, s2, bank, table, PLAIN)
+        sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 1, bank, sums, stages, words, Q, q, PLAIN)
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w2, v2, s1, s3, bank, table, PLAIN)
+        sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 2, bank, sums, stages, words, Q, q, PLAIN)
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w3, v3, s1, s3, bank, table, PLAIN)
+        sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 3, bank, sums, stages, words, Q, q, PLAIN)
+        w1, w2, w3, v1, v2, v3 = next_w1, next_w2, next_w3, next_v1, next_v2, next_v3
+        s0, s1, s2, s3 = next_s0, next_s1, next_s2, next_s3
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(next_w0, next_v0, s0, s2, bank, table, PLAIN)
+        # NOTE: here, and not when the next word begins: what the compiler sees in flight around a loop it serialises.
+        _settle(bank, PLAIN)
+    return _settled(sums, q, PLAIN)
+
+
+@triton.jit
+def _decode(w, v, row, far, bank, table, PLAIN: tl.constexpr):
+    """Eight registers of 32 columns, as `mma` takes four and four; `row` and `far` are the absmax of rows g and g + 8."""
+    p0, p1, p2, p3 = lookup(w, bank, table, PLAIN)
+    r0, r1, r2, r3 = lookup(v, bank, table, PLAIN)
+    p0, p1, p2, p3 = scaled(p0, row, PLAIN), scaled(p1, row, PLAIN), scaled(p2, row, PLAIN), scaled(p3, row, PLAIN)
+    r0, r1, r2, r3 = scaled(r0, far, PLAIN), scaled(r1, far, PLAIN), scaled(r2, far, PLAIN), scaled(r3, far, PLAIN)
+    return p0, r0, p1, r1, p2, r2, p3, r3
+
+
+@triton.jit
+def _multiply(
+    p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, WORD: tl.constexpr, bank, sums, STAGES: tl.constexpr, WORDS: tl.constexpr,
+    Q: tl.constexpr, q: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """Sets the products of a word going, when those of the word before it are done."""
+    if PLAIN:
+        return _plainly(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk * 4 + WORD, sums, Q, q)
+    if WORD > 0:
+        _settle(bank, PLAIN)
+    stage = chunk * (4 // WORDS) + WORD // WORDS
+    if WORD % WORDS == 0:  # all have the stage's x, and no one reads the one before any longer
+        tl.inline_asm_elementwise(_ARRIVE, "=r,r", [bank], dtype=tl.int32, is_pure=False, pack=1)
+        _copy(x, tl.minimum(stage + 1, STAGES - 1), WORDS, Q, q, p0.shape[2], PLAIN)
+    between: tl.constexpr = 8 << 16  # 128 bytes between the two halves of 16 columns
+    place = bank * 0 + (stage % 2 * 512 + (WORD % WORDS * (q * 32) + between))
+    R: tl.constexpr = p0.shape[0]
+    n: tl.constexpr = 4 * R * q
+    one: tl.constexpr = _WORD12 if q == 2 else _WORD14 if q == 4 else _WORD18
+    two: tl.constexpr = _WORD22 if q == 2 else _WORD24 if q == 4 else _WORD28
+    return tl.inline_asm_elementwise(
+        one if R == 1 else two, _TIED8 if n == 8 else _TIED16 if n == 16 else _TIED32 if n == 32 else _TIED64,
+        [sums, p0, p1, p2, p3, p4, p5, p6, p7, place], dtype=tl.float32, is_pure=False, pack=n,
+    )  # fmt: skip
+
+
+@triton.jit
+def _settle(bank, PLAIN: tl.constexpr):
+    """Waits for this warpgroup's products."""
+    if not PLAIN:
+        tl.inline_asm_elementwise(_SETTLE, "=r,r", [bank], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _copy(
+    x, stage, WORDS: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, T: tl.constexpr, PLAIN: tl.constexpr
+):  # fmt: skip
+    """Sets out for the first q eighths of a stage."""
+    if not PLAIN:
+        piece = tl.arange(0, WORDS * q * 32 // T)[None, :, None] * T + tl.arange(0, T)[None, None, :]  # of 16 bytes
+        word = stage * WORDS + piece // (q * 32)
+        source = x + word * (Q * 128) + piece % (q * 32) * 4
+        to = stage % 2 * 8192 + piece * 16
+        tl.inline_asm_elementwise(_COPY, "=r,r,l", [to, source], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def _settled(sums, q: tl.constexpr, PLAIN: tl.constexpr):
+    """Sums that all products have been added to."""
+    n: tl.constexpr = 4 * sums.shape[0] * q
+    if not PLAIN:
+        sums = tl.inline_asm_elementwise(
+            _SETTLED, _SAME8 if n == 8 else _SAME16 if n == 16 else _SAME32 if n == 32 else _SAME64,
+            [sums], dtype=tl.float32, is_pure=False, pack=n,
+        )  # fmt: skip
+    return sums
+
+
+@triton.jit
+def _plainly(p0, p1, p2, p3, p4, p5, p6, p7, x, word, sums, Q: tl.constexpr, q: tl.constexpr):
+    R: tl.constexpr = p0.shape[0]
+    T: tl.constexpr = p0.shape[2]
+    lane = tl.arange(0, T)[None, None, :] % 32
+    here = x + word * (Q * 128) + tl.arange(0, q)[None, :, None] * 128 + lane
+    c = tl.zeros((R, q, T), tl.float32)
+    d0, d1, d2, d3 = mma(p0, p1, p2, p3, tl.load(here), tl.load(here + 32), c, c, c, c, True)
+    d0, d1, d2, d3 = mma(p4, p5, p6, p7, tl.load(here + 64), tl.load(here + 96), d0, d1, d2, d3, True)
+    both = tl.permute(tl.join(tl.join(d0, d1), tl.join(d2, d3)), (0, 1, 4, 3, 2))  # [R, q, row, token, T]
+    return sums + tl.reshape(both, (R, 4 * q, T))
+
+
+@triton.jit(do_not_specialize=["num_blocks"])
+def wgmma_up_kernel(
+    packed, absmax, groups, nested, table, x, blocks, out, num_blocks,
+    COLUMNS: tl.constexpr, INNER: tl.constexpr, KIND: tl.constexpr,
+    Q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr, CHAINED: tl.constexpr = False,
+):  # fmt: skip
+    """Rows of `down`, [blocks] of INNER columns, = silu(gate x) * up x; a warpgroup has 64 rows of gate and 64 of up."""
+    program = tl.program_id(0)
+    block, first = program % num_blocks, program // num_blocks
+    expert, _, count = block_at(blocks, block)
+    if expert < 0:
+        return
+    thread = tl.arange(0, 32 * WR)[None, None, :]
+    pair = tl.minimum(first * WR + thread // 32, INNER // 16 - 1)
+    tiles = expert * (INNER // 8) + pair + tl.arange(0, 2)[:, None, None] * (INNER // 16)
+    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, PLAIN)
+    bank = _prepare(table, 32 * WR, PLAIN)
+    here = x + block * (Q * COLUMNS * 4) + wait_for_before(CHAINED)
+    start_next(CHAINED)
+    if count * 2 <= Q * 8:  # half as many where that will do
+        _gate_up(
+            packed, absmax, groups, nested, table, here, out, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+            block, count, first, COLUMNS, INNER, KIND, Q, Q // 2, WR, PLAIN,
+        )  # fmt: skip
+    else:
+        _gate_up(
+            packed, absmax, groups, nested, table, here, out, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+            block, count, first, COLUMNS, INNER, KIND, Q, Q, WR, PLAIN,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gate_up(
+    packed, absmax, groups, nested, table, x, out, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+    block, count, first, COLUMNS: tl.constexpr, INNER: tl.constexpr, KIND: tl.constexpr,
+    Q: tl.constexpr, q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """The first q eighths of a block of Q."""
+    sums = multiply(
+        packed, absmax, groups, nested, table, x, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        COLUMNS, KIND, Q, q, PLAIN,
+    )  # fmt: skip
+    is_up = tl.arange(0, 2)[:, None, None] == 1
+    gate, up = tl.sum(tl.where(is_up, 0.0, sums), axis=0), tl.sum(tl.where(is_up, sums, 0.0), axis=0)  # [4q, T]
+    value = (gate / (1 + tl.exp(-gate)) * up)[None, :, :]
+    row, token = _place(1, q, WR, first)
+    if not PLAIN:  # of four sums, one store: rows g, g + 1 and the same + 8 of one token, where g is even
+        odd = row % 2
+        row, token = row // 16 * 16 + row % 8 // 2 * 2, token // 2 * 2 + odd
+    column = row % 32
+    to = row // 32 * (Q * 256) + token // 8 * 256 + column % 8 // 2 * 64 + token % 8 * 8 + column // 8 * 2 + column % 2
+    to += block * (Q * INNER * 8)
+    keep = (token < count) & (row < INNER)
+    if PLAIN:  # the interpreter minds what is no number, where it is for nobody too
+        tl.store(out + to, value.to(out.dtype.element_ty), mask=row < INNER)
+    else:
+        tl.inline_asm_elementwise(
+            _STORE_PAIRS, "=r,=r,=r,=r,r,r,r,r,l,l,l,l,r,r,r,r,r,r,r,r",
+            [value.to(tl.int32, bitcast=True), out + to, odd, keep.to(tl.int32)],
+            dtype=tl.int32, is_pure=False, pack=4,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_blocks"])
+def wgmma_down_kernel(
+    packed, absmax, groups, nested, table, x, order, blocks, shares, out, num_blocks,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr,
+    R: tl.constexpr, Q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr, CHAINED: tl.constexpr = False,
+):  # fmt: skip
+    """Out [assignments, ROWS] = share * (down x); a warpgroup has R times 64 rows."""
+    program = tl.program_id(0)
+    block, first = program % num_blocks, program // num_blocks
+    expert, start, count = block_at(blocks, block)
+    if expert < 0:
+        return
+    thread = tl.arange(0, 32 * WR)[None, None, :]
+    tiles = tl.arange(0, R)[:, None, None] + (first * WR + thread // 32) * R
+    tiles = expert * (ROWS // 16) + tl.minimum(tiles, ROWS // 16 - 1)
+    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, PLAIN)
+    bank = _prepare(table, 32 * WR, PLAIN)
+    here = x + block * (Q * COLUMNS * 4) + wait_for_before(CHAINED)
+    if count * 2 <= Q * 8:  # half as many where that will do
+        _down(
+            packed, absmax, groups, nested, table, here, order, shares, out, tiles, bank,
+            w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+            start, count, first, COLUMNS, ROWS, KIND, R, Q, Q // 2, WR, PLAIN,
+        )  # fmt: skip
+    else:
+        _down(
+            packed, absmax, groups, nested, table, here, order, shares, out, tiles, bank,
+            w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+            start, count, first, COLUMNS, ROWS, KIND, R, Q, Q, WR, PLAIN,
+        )  # fmt: skip
+
+
+@triton.jit
+def _down(
+    packed, absmax, groups, nested, table, x, order, shares, out, tiles, bank,
+    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+    start, count, first, COLUMNS: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr,
+    R: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, WR: tl.constexpr, PLAIN: tl.constexpr,
+):  # fmt: skip
+    """The first q eighths of a block of Q."""
+    sums = multiply(
+        packed, absmax, groups, nested, table, x, tiles, bank, w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3,
+        COLUMNS, KIND, Q, q, PLAIN,
+    )  # fmt: skip
+    row, token = _place(R, q, WR, first)
+    keep = (token < count) & (row < ROWS)
+    assignment = load4(order + start + tl.minimum(token, count - 1), PLAIN)
+    value = sums * load4(shares + assignment, PLAIN).to(tl.float32, bitcast=True)
+    if PLAIN:
+        tl.store(out + assignment * ROWS + row, value, mask=keep)
+    else:
+        tl.inline_asm_elementwise(
+            _STORE, "=r,l,r,r", [out + assignment * ROWS + row, value.to(tl.int32, bitcast=True), keep.to(tl.int32)],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
+def wgmma_gather_kernel(
+    x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr = False,
+):  # fmt: skip
+    """Rows, of each block those of `x` [tokens, COLUMNS] that it has, both in pairs of bf16; see `experts.gather_kernel`."""
+    wait_for_before(CHAINED)
+    start_next(CHAINED)
+    eighth = tl.program_id(0)
+    start, count = tl.load(blocks + eighth // Q * 3 + 1), tl.load(blocks + eighth // Q * 3 + 2)
+    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs: [COLUMNS / 32, part of 8 columns, token, 8 columns]
+    token = eighth % Q * 8 + index // 4 % 8
+    inside = (token < count) & (index < COLUMNS * 4)
+    row = tl.load(order + start + token, mask=inside, other=0) // TOP_K
+    pair = tl.load(x + row * (COLUMNS // 2) + index // 128 * 16 + index % 4 * 4 + index // 32 % 4, mask=inside, other=0)
+    to = (eighth // Q * (COLUMNS // 32) + index // 128) * (Q * 128) + eighth % Q * 128 + index % 128
+    tl.store(out + to, pair, mask=index < COLUMNS * 4)
+
+
+@triton.jit
+def _prepare(table, THREADS: tl.constexpr, PLAIN: tl.constexpr):
+    """Of `fragments`, and the place for x."""
+    bank = prepare(table, THREADS, PLAIN)
+    if not PLAIN:
+        bank = tl.inline_asm_elementwise(_RESERVE, "=r,r", [bank], dtype=tl.int32, is_pure=False, pack=1)
+    return bank
+
+
+@triton.jit
+def _place(R: tl.constexpr, q: tl.constexpr, WR: tl.constexpr, first):
+    """Rows and tokens of what `multiply` returns: int32 that broadcast to [R, 4q, T]."""
+    thread, index = tl.arange(0, 32 * WR)[None, None, :], tl.arange(0, 4 * q)[None, :, None]
+    tile = (first * WR + thread // 32) * R + tl.arange(0, R)[:, None, None]
+    return tile * 16 + thread % 32 // 4 + index % 4 // 2 * 8, index // 4 * 8 + thread % 4 * 2 + index % 2
