@@ -21,6 +21,7 @@ from runners.tuned import use_for
 from runners.weights import load
 from zopilot_gpu import log
 from zopilot_gpu.engine.blocks import BlockPool
+from zopilot_gpu.engine.draws import choose_kernel as choose_draws
 from zopilot_gpu.engine.engine import Engine, Finish
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools, pool_size
 from zopilot_gpu.engine.loop import EngineLoop, Mailbox
@@ -67,6 +68,8 @@ class MixtralBackend:
         used, why = (False, "its weights are dequantised") if dequantise else choose_kernels(config, dtype, where)
         shapes = use_for(where, search_roots(settings.volume, settings.hf_home)) if used else None
         _log.info("kernels", used=used, why=why, shapes=shapes)
+        in_one, why = choose_draws(config.vocab_size, where)
+        _log.info("draws", in_one_launch=in_one, why=why)
         self._memory = memory_bytes(device)
         self._limits = limits = choose_limits(where.type, self._memory[2], is_lean=form.is_lean)
         _log.info("limits", max_running=limits.max_running, max_step_tokens=limits.max_step_tokens, why=limits.why)

@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from zopilot_gpu.engine import sample_kernel
 from zopilot_gpu.model.kernels import attention, experts, fused, routing
 
 WORDS, BF16, LONG, REAL = "*i32", "*bf16", "*i64", "*fp32"
@@ -55,6 +56,19 @@ ATTEND_TYPES = {
 UP_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "out": BF16}
 DOWN_TYPES = WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": REAL, "out": REAL}
 ROUTE = {"num_experts": 8, "TOP_K": 2, "SIZE": 8}
+SAMPLE_TYPES = {
+    "logits": REAL,
+    "masks": WORDS,
+    "parameters": REAL,
+    "homes": LONG,
+    "seen": "*u8",
+    "last": LONG,
+    "keys": WORDS,
+    "places": LONG,
+    "drawn": LONG,
+    "stride": "i32",
+}
+SAMPLE = {"VOCAB": 32_000, "MOST": 128}
 # name: kernel, types, constants, warps, integers that are multiples of 16
 KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = {
     "gate_up bf16": (experts.gate_up_kernel, UP_TYPES, UP | SMALL | {"KIND": "bf16", "GATHERED": False}, 4, set()),
@@ -129,6 +143,15 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
         1,
         set(),
     ),
+    "sample": (sample_kernel.sample_kernel, SAMPLE_TYPES, SAMPLE | {"MASKED": False, "SEATED": True}, 8, set()),
+    "sample masked": (sample_kernel.sample_kernel, SAMPLE_TYPES, SAMPLE | {"MASKED": True, "SEATED": True}, 8, set()),
+    "sample without seats": (
+        sample_kernel.sample_kernel,
+        SAMPLE_TYPES | {"seen": WORDS},
+        SAMPLE | {"MASKED": False, "SEATED": False},
+        8,
+        set(),
+    ),
 }  # fmt: skip
 
 
@@ -150,7 +173,8 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     """Registers, bytes of stack, and counts of instructions."""
     kernel, types, constants, warps, multiples = KERNELS[name]
     order = list(kernel.arg_names)
-    constants = constants | {"CHAINED": arch >= 90}
+    if "CHAINED" in order:
+        constants = constants | {"CHAINED": arch >= 90}
     types = {argument: types[argument] for argument in order if argument in types}
     even = [order.index(argument) for argument, kind in types.items() if kind.startswith("*") or argument in multiples]
     source = source_of(kernel, types, constants, even)

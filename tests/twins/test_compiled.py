@@ -32,14 +32,15 @@ def test_the_machine_code_has_no_spills_and_wide_loads(arch: int, tmp_path: Path
     )
     assert run.returncode == 0, run.stderr
     kernels = json.loads(run.stdout.splitlines()[-1])
-    assert len(kernels) == (13 if arch >= 89 else 12)
+    assert len(kernels) == (16 if arch >= 89 else 15)
     for name, found in kernels.items():
         assert found["spills"] == found["stack"] == 0, name
-        assert found["ACQBULK"] == found["PREEXIT"] == (1 if arch >= 90 else 0), name
-        if arch >= 90:  # see kernels/chained.py
+        chained = arch >= 90 and not name.startswith("sample")  # which runs after a graph, not in it
+        assert found["ACQBULK"] == found["PREEXIT"] == chained, name
+        if chained:  # see kernels/chained.py
             assert found["early stores"] == 0, name
             assert found["early starts"] == (0 if name.startswith("gate_up") else 1), name
-        if not name.startswith(("down many", "attend")):
+        if not name.startswith(("down many", "attend", "sample")):
             assert found["registers"] <= MOST_REGISTERS, name
         if name.startswith(("gate_up", "down", "attend")):
             assert found["HMMA"] > 0, name

@@ -22,11 +22,12 @@ import torch
 
 from zopilot_gpu import log
 from zopilot_gpu.engine import graphs, inputs, sampler
+from zopilot_gpu.engine.draws import Draws
 from zopilot_gpu.engine.grammar import GrammarError, Mask, Masks, forbid, open_masks
 from zopilot_gpu.engine.scheduler import Scheduled, Scheduler
 from zopilot_gpu.engine.seats import Seats
 from zopilot_gpu.engine.sequence import Sequence
-from zopilot_gpu.engine.transfer import Readback, host_memory, upload
+from zopilot_gpu.engine.transfer import Readback, host_memory
 from zopilot_gpu.events import Score
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
@@ -96,6 +97,7 @@ class Engine:
         self._scheduled: list[Scheduled] = []
         self._padding_block = pools[0].shape[1] - 1
         self._seats = Seats(scheduler.max_running, model.config.vocab_size, self._device)
+        self._draws = Draws(self._seats, model.config.vocab_size, self._device)
         if decode is None:
             decode = "graphs" if model.parts.can_be_captured and self._device.type == "cuda" else "plain"
         self._forms: graphs.Forms | None = None
@@ -156,7 +158,7 @@ class Engine:
         drawing = [item.sequence for item in step if item.completes]
         masks = self._start_masks(drawing)
         logits, views = self._forward(step, drawing)
-        drawn = self._draw(drawing, logits, views, masks)
+        drawn = self._draws(drawing, logits, views, masks)
         self.scheduler.advance(step)
         for sequence in drawing:
             sequence.num_pending += 1
@@ -212,34 +214,6 @@ class Engine:
         token_ids = self._seats.feed(views.token_ids, views.feeds)
         batch = Batch(token_ids, views.positions, views.slots, starts, contexts, views.tables, views.logit_rows)
         return self._model.forward(batch, self._pools), views
-
-    def _draw(
-        self, drawing: list[Sequence], logits: torch.Tensor, views: inputs.Views, masks: "Future[Mask] | None"
-    ) -> torch.Tensor:
-        """[R, 1] the next tokens, -1 where the logits were no numbers; or [R, 2 ...] with their scores, where any has one."""
-        if not drawing:
-            return torch.empty(0, 1, device=self._device)
-        homes = views.homes[: len(drawing)]
-        healthy = logits.amax(dim=-1).isfinite()
-        if masks is not None:
-            logits = sampler.mask(logits, upload(masks.result(), self._device))
-        num_many = sum(sampler.draws_from_many(one.sampling) for one in drawing)
-        added = sampler.additions(drawing)
-        rows = sampler.Rows(
-            parameters=views.parameters[:, : len(drawing)],
-            any_few=any(sampler.draws_from_few(one.sampling) for one in drawing),
-            many=views.many[:num_many] if num_many else None,
-            seen=self._seats.seen(drawing, homes),
-            added=added and (upload(added[0], self._device), upload(added[1], self._device)),
-        )
-        tokens = sampler.sample(logits, rows)
-        self._seats.take(drawing, homes, tokens)
-        # NOTE: masked_fill, not where: that copies its number from the host and waits.
-        drawn = tokens.masked_fill(~healthy, -1).unsqueeze(1)
-        asked = [one.sampling.num_logprobs for one in drawing if one.sampling.num_logprobs is not None]
-        if asked:
-            drawn = torch.cat([drawn.double(), sampler.score(logits, tokens, max(asked))], dim=1)
-        return drawn
 
     def _start_masks(self, drawing: list[Sequence]) -> "Future[Mask] | None":
         """Masks of the rows to come, where any of them has one."""

@@ -5,11 +5,14 @@ its own logits, parameters, seed and position alone, so a request gives the same
 how a row is drawn is its own top-k, never its neighbours'; equal logits are in the order of their ids, whichever way they were
 sorted; and shares are added up in float64, where the order in which a device does it moves nothing.
 
+On a GPU `sample_kernel` draws rows of the first two kinds, and this is its twin:
+
     greedy   argmax                           few    top-k up to MOST_FEW: the likeliest by `topk`
                                               many   any other: all of the vocabulary, sorted
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +24,7 @@ from zopilot_gpu.events import Sampling, Score
 
 MOST_FEW = 128
 NUM_PARAMETERS = 5
+Kernel = Callable[..., torch.Tensor]  # `sample_kernel.draw`
 _OFF = float("-inf")
 
 
@@ -73,20 +77,21 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 8) / (1 << 24)  # 24 bits: exact in float32, and never rounded up to 1
 
 
-def sample(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+def sample(logits: torch.Tensor, rows: Rows, kernel: Kernel | None = None) -> torch.Tensor:
     """One token a row.
 
     Args:
         logits: [R, V] float32; -inf for what is not allowed.
         rows: R parameters.
+        kernel: what draws all rows but those that draw from many; see `sample_kernel.draw`.
 
     Returns:
         [R] int64.
     """
     temperature, top_k, _, penalty, _ = rows.parameters.unbind()
     logits = _penalise(logits, penalty, rows)
-    tokens = logits.argmax(dim=-1)
-    if rows.any_few:
+    tokens = logits.argmax(dim=-1) if kernel is None else kernel(logits, rows.parameters)
+    if rows.any_few and kernel is None:
         chosen = (temperature > 0) & (top_k <= MOST_FEW)
         tokens = torch.where(chosen, _draw(*_likeliest(logits), rows.parameters), tokens)
     if rows.many is not None:

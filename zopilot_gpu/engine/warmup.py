@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from zopilot_gpu.engine import graphs, sampler
+from zopilot_gpu.engine.draws import choose_kernel, load_kernel
 from zopilot_gpu.engine.inputs import padding_slots
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools
+from zopilot_gpu.engine.seats import Seated
 from zopilot_gpu.model.batch import Batch
 from zopilot_gpu.model.mixtral import Mixtral
 
@@ -56,11 +58,12 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
     device = model.device
     pools = make_pools(model.config, PoolSize(0, "padding alone"), kv_dtype, device)
     widest = graphs.table_widths(max_blocks)[-1]
+    kernel = load_kernel() if choose_kernel(model.config.vocab_size, device)[0] else None
 
     def run(kind: Kind) -> None:
         logits = model.forward(_padding(kind, max_rows, model.config.max_position, device), pools)
         if len(logits) in (1, max_rows):
-            _draw_from(logits)
+            _draw_from(logits, kernel)
 
     for kind in kinds(max_rows, max_step_tokens, max_blocks):
         run(kind)
@@ -133,7 +136,7 @@ def _padding(kind: Kind, max_rows: int, max_position: int, device: torch.device)
 
 
 @torch.inference_mode()
-def _draw_from(logits: torch.Tensor) -> None:
+def _draw_from(logits: torch.Tensor, kernel: sampler.Kernel | None) -> None:
     """In every way there is, on all rows."""
     count, vocab_size = logits.shape
     device = logits.device
@@ -141,6 +144,9 @@ def _draw_from(logits: torch.Tensor) -> None:
     one = torch.zeros(2, 1, dtype=torch.int64, device=device), torch.zeros(1, device=device)
     how = torch.ones(sampler.NUM_PARAMETERS, count, device=device)
     masks = torch.full((count, -(-vocab_size // 32)), -1, dtype=torch.int32, device=device)
+    if kernel:
+        for allowed in (None, masks):
+            kernel(logits, how, allowed, Seated(everyone, zeros, everyone.clone()))
     logits = sampler.mask(logits, masks)
-    tokens = sampler.sample(logits, sampler.Rows(how, any_few=True, many=everyone, seen=zeros, added=one))
+    tokens = sampler.sample(logits, sampler.Rows(how, any_few=True, many=everyone, seen=zeros, added=one), kernel)
     sampler.score(logits, tokens, 1)

@@ -14,7 +14,7 @@ import torch
 
 from zopilot_gpu.bench.gpu import exact, made_up
 from zopilot_gpu.bench.gpu.sizes import Sizes
-from zopilot_gpu.bench.gpu.subject import draw, weight_of
+from zopilot_gpu.bench.gpu.subject import Drawing, weight_of
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE
 from zopilot_gpu.engine.sequence import Sequence
 from zopilot_gpu.events import Sampling
@@ -201,11 +201,12 @@ def sampling(sizes: Sizes, model: Mixtral) -> Iterator[Check]:
     for num_rows in sizes.rows[:3]:
         logits = made_up.normal(device, num_rows, sizes.config.vocab_size, dtype=torch.float32) * 3
         sequences = [Sequence(str(row), [1, 2, 3], 8, seed=row) for row in range(num_rows)]
-        greedy = draw(logits, sequences)
+        draw = Drawing(sequences, sizes.config.vocab_size, device)
+        greedy = draw(logits)
         yield Check(f"greedy, R={num_rows}", float((greedy != logits.argmax(-1)).sum()), _EQUAL)
         for one in sequences:
             one.sampling = warm
-        drawn = draw(logits, sequences)
+        drawn = draw(logits)
         ordered, order = (logits.double() / warm.temperature).sort(dim=-1, descending=True)
         shares = ordered[:, : warm.top_k].softmax(-1)
         allowed = shares.cumsum(-1) - shares < warm.top_p + 1e-6

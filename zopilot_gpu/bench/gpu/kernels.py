@@ -16,7 +16,7 @@ from zopilot_gpu.bench.gpu import made_up
 from zopilot_gpu.bench.gpu.clock import Call, eager_ms, graph_ms
 from zopilot_gpu.bench.gpu.peers import MARLIN_MS
 from zopilot_gpu.bench.gpu.sizes import Sizes
-from zopilot_gpu.bench.gpu.subject import draw
+from zopilot_gpu.bench.gpu.subject import Drawing
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE
 from zopilot_gpu.engine.sequence import Sequence as Asked
 from zopilot_gpu.events import GREEDY, Sampling
@@ -137,6 +137,9 @@ def before(sizes: Sizes, model: Mixtral, best: Ceilings) -> Iterator[Timing]:
                 )
         finally:
             weights.MOST_PICKED, kernels.MOST_SPLIT = picked, split
+        for rows in sizes.rows:
+            for timing in _sampling(sizes, model, best, rows, by_kernel=False):
+                yield replace(timing, part=f"{timing.part}, launch by launch")
 
 
 def fp8(sizes: Sizes, model: Mixtral, best: Ceilings) -> Iterator[Timing]:
@@ -268,11 +271,11 @@ def _head(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Timing:
     return Timing("head", f"R={rows}", ms, num_bytes, num_flops, best.floor_ms(num_bytes, num_flops))
 
 
-def _sampling(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int) -> Iterator[Timing]:
+def _sampling(sizes: Sizes, model: Mixtral, best: Ceilings, rows: int, *, by_kernel: bool | None = None) -> Iterator[Timing]:
     """With what the host does for it, launched from Python: the floor is one read of the logits."""
     device, vocab_size = model.device, model.config.vocab_size
     logits = made_up.normal(device, rows, vocab_size, dtype=torch.float32)
     for name, sampling in (("greedy", GREEDY), ("as served", SERVED)):
         asked = [Asked(str(row), [1, 2, 3], 8, sampling, seed=row) for row in range(rows)]
-        ms = eager_ms([partial(draw, logits, asked)], device, sizes.repeats)
+        ms = eager_ms([partial(Drawing(asked, vocab_size, device, by_kernel=by_kernel), logits)], device, sizes.repeats)
         yield Timing(f"sampling, {name}", f"R={rows}", ms, logits.nbytes, 0.0, best.floor_ms(logits.nbytes, 0))

@@ -10,12 +10,15 @@ import torch
 
 from zopilot_gpu.bench.gpu import made_up
 from zopilot_gpu.bench.gpu.sizes import Sizes
-from zopilot_gpu.engine import sampler
+from zopilot_gpu.engine import inputs
 from zopilot_gpu.engine.blocks import BlockPool
+from zopilot_gpu.engine.draws import Draws
 from zopilot_gpu.engine.engine import Engine
 from zopilot_gpu.engine.kv_cache import BLOCK_SIZE, PoolSize, make_pools
 from zopilot_gpu.engine.scheduler import Scheduler
+from zopilot_gpu.engine.seats import Seats
 from zopilot_gpu.engine.sequence import Sequence
+from zopilot_gpu.engine.transfer import host_memory
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.nf4 import NF4
 from zopilot_gpu.model.weights import build_packed, shapes
@@ -41,17 +44,28 @@ def make_engine(model: Mixtral, num_tokens: int, *, max_step_tokens: int, max_ru
     return Engine(model, make_pools(model.config, size, like.dtype, like.device), scheduler)
 
 
-def draw(logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-    """The next token of each sequence, from its row of `logits`: [R, V] float32 -> [R] int64; the host's work with it."""
-    many = [row for row, one in enumerate(sequences) if sampler.draws_from_many(one.sampling)]
-    seen = None
-    if any(one.sampling.repetition_penalty != 1 for one in sequences):  # the engine keeps these on the device
-        seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        seen[:, : len(sequences[0].prompt_ids)] = True
-    rows = sampler.Rows(
-        parameters=torch.from_numpy(sampler.parameters(sequences)).to(logits.device),
-        any_few=any(sampler.draws_from_few(one.sampling) for one in sequences),
-        many=torch.tensor(many, device=logits.device) if many else None,
-        seen=seen,
-    )
-    return sampler.sample(logits, rows)
+class Drawing:
+    """The draws of an engine's step, the host's work with it, for sequences that stay in their seats.
+
+    Args:
+        sequences: they get the seats.
+        vocab_size: V.
+        device: where logits are.
+        by_kernel: see `Draws`.
+    """
+
+    def __init__(
+        self, sequences: list[Sequence], vocab_size: int, device: torch.device, *, by_kernel: bool | None = None
+    ) -> None:
+        for seat, one in enumerate(sequences):
+            one.seat = seat
+        self._sequences, self._device = sequences, device
+        self._draws = Draws(Seats(len(sequences), vocab_size, device), vocab_size, device, by_kernel=by_kernel)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token of each, from its row of `logits`: [R, V] float32 -> [R] int64."""
+        sizes = inputs.Sizes(len(logits), len(logits), 1, len(logits))
+        host = host_memory(inputs.num_bytes(sizes), self._device)
+        inputs.write_drawing(inputs.on_host(host, sizes), self._sequences)
+        views = inputs.on_device(host.to(self._device, non_blocking=True), sizes)
+        return self._draws(self._sequences, logits, views, None)[:, 0]
