@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from zopilot_gpu.engine import sample_kernel
-from zopilot_gpu.model.kernels import attention, experts, fused, routing
+from zopilot_gpu.model.kernels import attention, experts, fused, routing, warpgroup
 
 WORDS, BF16, LONG, REAL = "*i32", "*bf16", "*i64", "*fp32"
 WEIGHT = dict.fromkeys(("packed", "absmax", "groups", "nested", "table"), WORDS)
@@ -143,6 +143,20 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
         1,
         set(),
     ),
+    "wgmma up": (
+        warpgroup.wgmma_up_kernel,
+        WEIGHT | {"x": WORDS, "blocks": WORDS, "out": BF16, "num_blocks": "i32"},
+        {"COLUMNS": 4096, "INNER": 14336, "KIND": "bf16", "Q": 8, "WR": 4, "PLAIN": False},
+        4,
+        set(),
+    ),
+    "wgmma down": (
+        warpgroup.wgmma_down_kernel,
+        WEIGHT | {"x": WORDS, "order": WORDS, "blocks": WORDS, "shares": WORDS, "out": REAL, "num_blocks": "i32"},
+        {"COLUMNS": 14336, "ROWS": 4096, "KIND": "nested", "R": 2, "Q": 4, "WR": 4, "PLAIN": False},
+        4,
+        set(),
+    ),
     "sample": (sample_kernel.sample_kernel, SAMPLE_TYPES, SAMPLE | {"MASKED": False, "SEATED": True}, 8, set()),
     "sample masked": (sample_kernel.sample_kernel, SAMPLE_TYPES, SAMPLE | {"MASKED": True, "SEATED": True}, 8, set()),
     "sample without seats": (
@@ -156,6 +170,7 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any], int, set[str]]] = 
 
 
 FROM_SM89 = {"attend decode fp8"}
+SM90 = {"wgmma up", "wgmma down"}
 
 
 def source_of(kernel: Any, types: dict[str, str], constants: dict[str, Any], even: list[int]) -> ASTSource:
@@ -189,7 +204,8 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     usage, code = dump("-res-usage"), dump("-sass")
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found
-    words = ("HMMA", "BAR", "ACQBULK", "PREEXIT")  # the last two: waits for the kernel ahead, starts the one behind
+    # The last two: waits for the kernel ahead, starts the one behind.
+    words = ("HMMA", "HGMMA", r"WARPGROUP\.DEPBAR", "BAR", "ACQBULK", "PREEXIT")
     counts = {word: len(re.findall(rf"\b{word}\b", code)) for word in words}
     before, _, _ = code.partition("ACQBULK")
     counts |= {"early stores": len(re.findall(r"\bSTG\b", before)), "early starts": len(re.findall(r"\bPREEXIT\b", before))}
@@ -200,5 +216,5 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
 if __name__ == "__main__":
     with TemporaryDirectory() as where:
         arch = int(sys.argv[1])
-        names = [name for name in KERNELS if arch >= 89 or name not in FROM_SM89]
+        names = [name for name in KERNELS if (arch >= 89 or name not in FROM_SM89) and (arch == 90 or name not in SM90)]
         print(json.dumps({name: compiled(name, arch, Path(where)) for name in names}))  # noqa: T201
