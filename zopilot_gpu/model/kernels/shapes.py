@@ -133,20 +133,23 @@ _ANY = Table(
 # On an H200 (132 multiprocessors), 2026-11-26: docs/benchmarks/h200.md. An H100 has 3.35 for 4.8 TB/s, else the same.
 _HOPPER = Table(
     experts=(
-        (1, Shape(1, 1, 2, 2), Shape(1, 1, 8, 1, registers=64)),
-        (2, Shape(1, 1, 2, 2), Shape(1, 1, 8, 1)),
-        (8, Shape(2, 1, 4, 1, registers=128), Shape(2, 1, 4, 1)),
-        (16, Shape(1, 1, 2, 2), Shape(2, 1, 4, 1)),
-        (32, Shape(1, 2, 2, 2, early=True, registers=96), Shape(2, 2, 4, 1, early=True)),
-        (48, Shape(1, 2, 2, 2, early=True, registers=96), Shape(2, 2, 4, 1, early=True)),
-        (64, _wgmma(1, 4, 4, 128), _wgmma(1, 4, 4)),
+        (1, Shape(2, 1, 4, 1, registers=128), Shape(2, 1, 8, 1)),
+        (16, Shape(2, 1, 4, 1), Shape(2, 1, 4, 1, registers=128)),
+        (32, Shape(1, 2, 2, 2, early=True, registers=96), Shape(2, 2, 4, 1, early=True, registers=128)),
+        (48, Shape(1, 2, 2, 2, early=True, registers=128), Shape(2, 2, 4, 1, early=True, registers=128)),
         (96, _wgmma(1, 4, 4, 128), _wgmma(1, 4, 4)),
         (128, _wgmma(1, 4, 4, 128), _wgmma(2, 4, 4)),
-        (256, _wgmma(1, 8, 4), _wgmma(2, 8, 4)),
-        (1024, _wgmma(1, 8, 4), _wgmma(2, 8, 4)),
+        (256, _wgmma(1, 8, 4, 128), _wgmma(2, 8, 4)),
         (4096, _wgmma(1, 8, 4), _wgmma(2, 8, 4)),
     ),
-    linear=_ANY.linear,
+    linear=(
+        (4, Shape(1, 1, 8, 1)),
+        (8, Shape(1, 1, 4, 1, registers=128)),
+        (16, Shape(2, 2, 4, 1, early=True, registers=128)),
+        (32, Shape(2, 2, 4, 1, early=True)),
+        (64, Shape(2, 4, 4, 1, early=True)),
+        (128, Shape(2, 4, 2, 2, early=True)),
+    ),
 )
 SHIPPED = {"sm90-132": _HOPPER}
 _current = [_ANY]
