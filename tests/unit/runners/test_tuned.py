@@ -64,6 +64,11 @@ def row(**changes: object) -> list[object]:
     return list(({"r": 1, "q": 1, "wk": 8, "wr": 1, "early": False, "registers": None, "wgmma": False} | changes).values())
 
 
+def by_warpgroups(**changes: object) -> list[object]:
+    """Likewise."""
+    return row(**({"q": 4, "wk": 1, "wr": 4, "early": True, "wgmma": True} | changes))
+
+
 @pytest.mark.parametrize(
     ("experts", "linear"),
     [
@@ -75,13 +80,24 @@ def row(**changes: object) -> list[object]:
         ([[4, row(registers=512), row()]], [[8, row()]]),
         ([[4, row()[:5], row()]], [[8, row()]]),  # an older version's
         ([[4, [1, 4, 4, 1, True, None, True], row(q=4)]], [[8, row()]]),  # four warps of a warpgroup have the same columns
+        (
+            [[4, row(), row()], [64, by_warpgroups(), row(q=4)]],
+            [[8, row()]],
+        ),  # one writes what the other reads, in another order
+        ([[4, row(), row()], [64, row(q=4), by_warpgroups()]], [[8, row()]]),
+        (
+            [[4, row(), row()], [64, by_warpgroups(r=2), by_warpgroups()]],
+            [[8, row()]],
+        ),  # half of the rows would not be computed
+        ([[64, by_warpgroups(), by_warpgroups()]], [[8, row()]]),  # a token alone is in no block
         ([[4, row(), row()]], [[8, row()], [8, row()]]),
         ([], [[8, row()]]),
         (None, None),
     ],
 )
 def test_what_no_kernel_takes_is_no_table(experts: object, linear: object) -> None:
-    Table.from_json(json.dumps({"experts": [[4, row(), row()]], "linear": [[8, row()]]}))
+    sound = [[4, row(), row()], [64, by_warpgroups(), by_warpgroups(r=2)]]
+    Table.from_json(json.dumps({"experts": sound, "linear": [[8, row()]]}))
     with pytest.raises(ValueError, match=r".+"):
         Table.from_json(json.dumps({"experts": experts, "linear": linear}))
 
