@@ -34,8 +34,10 @@ def tune(
     if not roots:
         _console.print("[red]No volume that can be written: name one with --volume.[/red]")
         raise typer.Exit(1)
+    from zopilot_gpu.model.kernels import shapes  # noqa: PLC0415
     from zopilot_gpu.model.kernels.tune import measure  # noqa: PLC0415  (triton is for a GPU)
 
+    shapes.use(shapes.choose(shapes.card(device), None, "")[0])  # whose rungs are measured
     table = measure(_MIXTRAL_8X7B, device, _console.print)
     path = tuned.file_for(roots[0], device)
     tuned.save(table, path)

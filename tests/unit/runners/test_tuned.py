@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from runners import tuned
-from zopilot_gpu.model.kernels import shapes
+from zopilot_gpu.cli import app
+from zopilot_gpu.model.kernels import shapes, tune
 from zopilot_gpu.model.kernels.shapes import SHIPPED, Shape, Table, choose
 
 GPU = torch.device("cuda")
@@ -100,6 +102,20 @@ def test_what_no_kernel_takes_is_no_table(experts: object, linear: object) -> No
     Table.from_json(json.dumps({"experts": sound, "linear": [[8, row()]]}))
     with pytest.raises(ValueError, match=r".+"):
         Table.from_json(json.dumps({"experts": experts, "linear": linear}))
+
+
+def test_tuning_measures_the_rungs_that_are_shipped_for_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of fewer, found on the volume, would take the place of the shipped one: of wgmma for long prompts, for one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(shapes, "card", lambda device: "sm90-132")
+    monkeypatch.setattr(tune, "measure", lambda config, device, tell: shapes.current())
+    before = shapes.current()
+    try:
+        assert CliRunner().invoke(app, ["tune", "--volume", str(tmp_path)]).exit_code == 0
+    finally:
+        shapes.use(before)
+    assert Table.from_json(tuned.file_for(tmp_path, GPU).read_bytes()) == SHIPPED["sm90-132"]
 
 
 def test_the_shipped_one_says_where_it_was_measured() -> None:
