@@ -44,7 +44,7 @@ def gate_up_kernel(
     pair = tl.minimum(pair, INNER // 16 - 1)
     tiles = expert * (INNER // 8) + pair + tl.arange(0, 2 * P)[:, None, None] % 2 * (INNER // 16)
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(
-        packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
+        packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, EARLY, PLAIN
     )
     if not CHAINED or GATHERED:
         bank = prepare(table, 32 * WK * WR, PLAIN)
@@ -126,7 +126,7 @@ def down_kernel(
     tiles = tl.arange(0, R)[:, None, None] + (first * WR + thread // 32 // WK) * R
     tiles = expert * (ROWS // 16) + tl.minimum(tiles, ROWS // 16 - 1)
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(
-        packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
+        packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, EARLY, PLAIN
     )
     bank = prepare(table, 32 * WK * WR, PLAIN)
     x += wait_for_before(CHAINED)
@@ -192,7 +192,7 @@ def dense_kernel(
     tiles = tl.arange(0, R)[:, None, None] + (first * WR + thread // 32 // WK) * R
     tiles = tl.minimum(tiles, ROWS // 16 - 1)
     w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(
-        packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, PLAIN
+        packed, absmax, groups, nested, tiles, thread // 32 % WK, COLUMNS, KIND, EARLY, PLAIN
     )
     bank = prepare(table, 32 * WK * WR, PLAIN)
     x += wait_for_before(CHAINED)

@@ -29,9 +29,13 @@ _LOAD: tl.constexpr = tl.constexpr("ld.global.v4.b32 {$0, $1, $2, $3}, [$4];")
 _LOAD_WHERE: tl.constexpr = tl.constexpr("{ .reg .pred p; setp.ne.b32 p, $5, 0; @p ld.global.v4.b32 {$0, $1, $2, $3}, [$4]; }")
 _LOAD8: tl.constexpr = tl.constexpr("ld.global.v2.b32 {$0, $1}, [$2];")
 _LOAD4: tl.constexpr = tl.constexpr("ld.global.b32 $0, [$1];")
-_SCALE: tl.constexpr = tl.constexpr(
-    "{ .reg .b32 s, z; mov.b32 z, 0x80008000; cvt.rn.bf16x2.f32 s, $2, $2; fma.rn.bf16x2 $0, $1, s, z; }"
+_SCALE_LOW: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 s, z; mov.b32 z, 0x80008000; prmt.b32 s, $2, $2, 0x1010; fma.rn.bf16x2 $0, $1, s, z; }"
 )
+_SCALE_HIGH: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 s, z; mov.b32 z, 0x80008000; prmt.b32 s, $2, $2, 0x3232; fma.rn.bf16x2 $0, $1, s, z; }"
+)
+_PAIR: tl.constexpr = tl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
 _MMA: tl.constexpr = tl.constexpr(
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
 )
@@ -132,15 +136,28 @@ def load4(pointer, PLAIN: tl.constexpr):
 
 
 @triton.jit
-def scaled(pair, scale, PLAIN: tl.constexpr):
-    """Both bf16 of a pair times a scale, which is rounded to bf16 first."""
+def scaled(pair, scales, HIGH: tl.constexpr, PLAIN: tl.constexpr):
+    """Both bf16 of a pair times one of two bf16 scales."""
     if PLAIN:
-        scale = low((scale.to(tl.int32, bitcast=True) + 0x8000) >> 16)
+        scale = high(scales) if HIGH else low(scales)
         near, far = (low(pair) * scale).to(tl.int32, bitcast=True), (high(pair) * scale).to(tl.int32, bitcast=True)
         product = (((near + 0x8000) >> 16) & 0xFFFF) | ((far + 0x8000) & -65536)
     else:
-        product = tl.inline_asm_elementwise(_SCALE, "=r,r,f", [pair, scale], dtype=tl.int32, is_pure=True, pack=1)
+        product = tl.inline_asm_elementwise(
+            _SCALE_HIGH if HIGH else _SCALE_LOW, "=r,r,r", [pair, scales], dtype=tl.int32, is_pure=True, pack=1
+        )
     return product
+
+
+@triton.jit
+def pair_of(a, b, PLAIN: tl.constexpr):
+    """Two float32 as a pair of bf16."""
+    if PLAIN:
+        near, far = a.to(tl.int32, bitcast=True), b.to(tl.int32, bitcast=True)
+        pair = (((near + 0x8000) >> 16) & 0xFFFF) | ((far + 0x8000) & -65536)
+    else:
+        pair = tl.inline_asm_elementwise(_PAIR, "=r,f,f", [a, b], dtype=tl.int32, is_pure=True, pack=1)
+    return pair
 
 
 @triton.jit

@@ -11,7 +11,7 @@ other layouts, and exchanges registers between threads wherever they meet.
 import triton
 import triton.language as tl
 
-from zopilot_gpu.model.kernels.fragments import high, load4, load8, load16, load16_where, lookup, low, mma, scaled
+from zopilot_gpu.model.kernels.fragments import high, load4, load8, load16, load16_where, lookup, low, mma, pair_of, scaled
 
 
 @triton.jit
@@ -46,18 +46,18 @@ def multiply(
         chunk = step * WK + first
         # The next tiles are on their way while these are multiplied; the last time, the same once more.
         next_w0, next_w1, next_w2, next_w3, next_v0, next_v1, next_v2, next_v3, next_s0, next_s1, next_s2, next_s3 = fetch(
-            packed, absmax, groups, nested, tiles, chunk + WK, COLUMNS, KIND, PLAIN
+            packed, absmax, groups, nested, tiles, chunk + WK, COLUMNS, KIND, EARLY, PLAIN
         )
         if chunks % WK != 0:
             inside = chunk < chunks
-            s0, s1 = tl.where(inside, s0, 0.0), tl.where(inside, s1, 0.0)
-            s2, s3 = tl.where(inside, s2, 0.0), tl.where(inside, s3, 0.0)
+            s0, s1 = tl.where(inside, s0, 0), tl.where(inside, s1, 0)
+            s2, s3 = tl.where(inside, s2, 0), tl.where(inside, s3, 0)
         here = x + tl.minimum(chunk, chunks - 1) * (4 * STRIDE)
         if EARLY:
-            c0, c1, c2, c3 = _word(w0, v0, s0, s2, here, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
-            c0, c1, c2, c3 = _word(w1, v1, s0, s2, here + STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
-            c0, c1, c2, c3 = _word(w2, v2, s1, s3, here + 2 * STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
-            c0, c1, c2, c3 = _word(w3, v3, s1, s3, here + 3 * STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w0, v0, s0, s2, False, here, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w1, v1, s0, s2, False, here + STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w2, v2, s1, s3, True, here + 2 * STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
+            c0, c1, c2, c3 = _word(w3, v3, s1, s3, True, here + 3 * STRIDE, there, bank, table, c0, c1, c2, c3, EARLY, PLAIN)
         else:
             d0, d1, d2, d3 = _block(w0, w1, v0, v1, here, STRIDE, there, bank, table, PLAIN)
             c0, c1, c2, c3 = c0 + d0 * s0, c1 + d1 * s0, c2 + d2 * s2, c3 + d3 * s2
@@ -72,15 +72,26 @@ def multiply(
 
 @triton.jit
 def fetch(
-    packed, absmax, groups, nested, tiles, chunk, COLUMNS: tl.constexpr, KIND: tl.constexpr, PLAIN: tl.constexpr
+    packed, absmax, groups, nested, tiles, chunk, COLUMNS: tl.constexpr, KIND: tl.constexpr, EARLY: tl.constexpr,
+    PLAIN: tl.constexpr,
 ):  # fmt: skip
-    """A chunk of 128 columns: four words of row g, four of row g + 8, and four absmax; [R, 1, T] each."""
+    """A chunk of 128 columns: four words of row g, four of row g + 8, and four absmax; [R, 1, T] each.
+
+    Absmax of a row's two blocks are two float32; if EARLY, both are the same pair of bf16.
+    """
     lane = tl.arange(0, tiles.shape[2])[None, None, :] % 32
     at = tiles * (COLUMNS // 128) + tl.minimum(chunk, COLUMNS // 128 - 1)
     w0, w1, w2, w3 = load16(packed + at * 256 + lane * 4, True, PLAIN)
     v0, v1, v2, v3 = load16(packed + at * 256 + lane * 4 + 128, True, PLAIN)
-    s0, s1, s2, s3 = _scales(absmax, groups, nested, tiles, at, lane // 4, COLUMNS, KIND, PLAIN)
+    s0, s1, s2, s3 = _scales(absmax, groups, nested, tiles, at, lane // 4, COLUMNS, KIND, EARLY, PLAIN)
     return w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3
+
+
+@triton.jit
+def eight_scaled(a, b, c, d, scales, HIGH: tl.constexpr, PLAIN: tl.constexpr):
+    """The eight weights of four pairs times one of two scales."""
+    a, b = scaled(a, scales, HIGH, PLAIN), scaled(b, scales, HIGH, PLAIN)
+    return a, b, scaled(c, scales, HIGH, PLAIN), scaled(d, scales, HIGH, PLAIN)
 
 
 @triton.jit
@@ -91,13 +102,15 @@ def _block(w0, w1, v0, v1, x, STRIDE: tl.constexpr, there, bank, table, PLAIN: t
     T: tl.constexpr = x.shape[2]
     d0, d1 = tl.zeros((R, Q, T), tl.float32), tl.zeros((R, Q, T), tl.float32)
     d2, d3 = tl.zeros((R, Q, T), tl.float32), tl.zeros((R, Q, T), tl.float32)
-    d0, d1, d2, d3 = _word(w0, v0, 0, 0, x, there, bank, table, d0, d1, d2, d3, False, PLAIN)
-    return _word(w1, v1, 0, 0, x + STRIDE, there, bank, table, d0, d1, d2, d3, False, PLAIN)
+    d0, d1, d2, d3 = _word(w0, v0, 0, 0, False, x, there, bank, table, d0, d1, d2, d3, False, PLAIN)
+    return _word(w1, v1, 0, 0, False, x + STRIDE, there, bank, table, d0, d1, d2, d3, False, PLAIN)
 
 
 @triton.jit
-def _word(w, v, row, far, x, there, bank, table, d0, d1, d2, d3, EARLY: tl.constexpr, PLAIN: tl.constexpr):
-    """32 columns, eight of which are this lane's; `row` and `far` are the absmax of rows g and g + 8, if EARLY."""
+def _word(
+    w, v, row, far, HIGH: tl.constexpr, x, there, bank, table, d0, d1, d2, d3, EARLY: tl.constexpr, PLAIN: tl.constexpr
+):  # fmt: skip
+    """32 columns, eight of which are this lane's; if EARLY, `row` and `far` have the absmax of rows g and g + 8."""
     if x.shape[1] == 1:
         b0, b1, b2, b3 = load16_where(x, there, PLAIN)
     else:
@@ -105,14 +118,16 @@ def _word(w, v, row, far, x, there, bank, table, d0, d1, d2, d3, EARLY: tl.const
     p0, p1, p2, p3 = lookup(w, bank, table, PLAIN)
     r0, r1, r2, r3 = lookup(v, bank, table, PLAIN)
     if EARLY:
-        p0, p1, p2, p3 = scaled(p0, row, PLAIN), scaled(p1, row, PLAIN), scaled(p2, row, PLAIN), scaled(p3, row, PLAIN)
-        r0, r1, r2, r3 = scaled(r0, far, PLAIN), scaled(r1, far, PLAIN), scaled(r2, far, PLAIN), scaled(r3, far, PLAIN)
+        p0, p1, p2, p3 = eight_scaled(p0, p1, p2, p3, row, HIGH, PLAIN)
+        r0, r1, r2, r3 = eight_scaled(r0, r1, r2, r3, far, HIGH, PLAIN)
     d0, d1, d2, d3 = mma(p0, r0, p1, r1, b0, b1, d0, d1, d2, d3, PLAIN)
     return mma(p2, r2, p3, r3, b2, b3, d0, d1, d2, d3, PLAIN)
 
 
 @triton.jit
-def _scales(absmax, groups, nested, tiles, at, row, COLUMNS: tl.constexpr, KIND: tl.constexpr, PLAIN: tl.constexpr):
+def _scales(
+    absmax, groups, nested, tiles, at, row, COLUMNS: tl.constexpr, KIND: tl.constexpr, EARLY: tl.constexpr, PLAIN: tl.constexpr
+):  # fmt: skip
     """The absmax of row g's two blocks, then of row g + 8's, in float32: four [R, 1, T]. `at` is the chunk in the stack."""
     if KIND == "float32":
         a, b, c, d = load16(absmax + at * 32 + row * 4, False, PLAIN)
@@ -120,13 +135,19 @@ def _scales(absmax, groups, nested, tiles, at, row, COLUMNS: tl.constexpr, KIND:
         c, d = c.to(tl.float32, bitcast=True), d.to(tl.float32, bitcast=True)
     elif KIND == "bf16":
         both, far = load8(absmax + at * 16 + row * 2, PLAIN)
-        a, b, c, d = low(both), high(both), low(far), high(far)
+        if EARLY:
+            a, b, c, d = both, both, far, far
+        else:
+            a, b, c, d = low(both), high(both), low(far), high(far)
     else:
         blocks: tl.constexpr = COLUMNS // 64
         codes = load4(absmax + at * 8 + row, PLAIN)
         block = tiles * 16 * blocks + row * blocks + (at - tiles * (COLUMNS // 128)) * 2
         a, b = _nested(codes, groups + block // 256 * 2, nested, PLAIN)
         c, d = _nested(codes >> 16, groups + (block + 8 * blocks) // 256 * 2, nested, PLAIN)
+    if EARLY and KIND != "bf16":
+        a, c = pair_of(a, b, PLAIN), pair_of(c, d, PLAIN)
+        b, d = a, c
     return a, b, c, d
 
 

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from zopilot_gpu.model.kernels.chained import chains, wait_for_before
 
-MOST_TOKENS = 4096  # that one program sorts
+MOST_TOKENS = 2048  # that one program sorts
 LEAST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)  # of float32's finite numbers
 
 

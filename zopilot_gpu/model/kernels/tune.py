@@ -24,7 +24,12 @@ _WORST_DISTANCE = 1e-2
 _MOST_BY_MMA = 128  # tokens, where there are warpgroups
 _FEW = [(1, 2, 2), (1, 4, 1), (1, 8, 1), (1, 16, 1), (2, 2, 1), (2, 4, 1), (2, 8, 1)]  # R, WK, WR
 _MANY = [(1, 4, 1), (1, 8, 1), (1, 16, 1), (2, 2, 1), (2, 4, 1), (2, 2, 2), (1, 2, 2), (2, 1, 4)]
-_REGISTERS = {2: (None,), 4: (None, 96, 128), 8: (None, 64), 16: (None,)}  # by warps: as many programs more on a multiprocessor
+_REGISTERS = {
+    2: (None,),
+    4: (None, 96, 128),
+    8: (None, 64, 80),
+    16: (None,),
+}  # by warps: as many programs more on a multiprocessor
 _WARPGROUPS = [(4, 4, None), (4, 4, 128), (4, 8, None), (8, 4, None), (8, 4, 128), (8, 8, None)]  # Q, WR, registers
 
 

@@ -45,7 +45,7 @@ def wgmma_up_kernel(
     thread = tl.arange(0, 32 * WR)[None, None, :]
     pair = tl.minimum(first * WR + thread // 32, INNER // 16 - 1)
     tiles = expert * (INNER // 8) + pair + tl.arange(0, 2)[:, None, None] * (INNER // 16)
-    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, PLAIN)
+    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, True, PLAIN)
     bank = prepare_both(table, 32 * WR, PLAIN)
     here = x + block * (Q * COLUMNS * 4) + wait_for_before(CHAINED)
     if count * 2 <= Q * 8:  # half as many where that will do
@@ -107,7 +107,7 @@ def wgmma_down_kernel(
     thread = tl.arange(0, 32 * WR)[None, None, :]
     tiles = tl.arange(0, R)[:, None, None] + (first * WR + thread // 32) * R
     tiles = expert * (ROWS // 16) + tl.minimum(tiles, ROWS // 16 - 1)
-    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, PLAIN)
+    w0, w1, w2, w3, v0, v1, v2, v3, s0, s1, s2, s3 = fetch(packed, absmax, groups, nested, tiles, 0, COLUMNS, KIND, True, PLAIN)
     bank = prepare_both(table, 32 * WR, PLAIN)
     here = x + block * (Q * COLUMNS * 4) + wait_for_before(CHAINED)
     if count * 2 <= Q * 8:  # half as many where that will do

@@ -17,8 +17,8 @@ Source: PTX ISA, asynchronous warpgroup level matrix instructions.
 import triton
 import triton.language as tl
 
-from zopilot_gpu.model.kernels.fragments import lookup, mma, prepare, scaled
-from zopilot_gpu.model.kernels.product import fetch
+from zopilot_gpu.model.kernels.fragments import lookup, mma, prepare
+from zopilot_gpu.model.kernels.product import eight_scaled, fetch
 
 _RESERVE: tl.constexpr = tl.constexpr(".shared .align 128 .b8 nf4_x[16384]; mov.b32 $0, $1;")
 _COPY: tl.constexpr = tl.constexpr(
@@ -82,35 +82,35 @@ def multiply(
     words: tl.constexpr = 4 if Q <= 4 else 16 // Q  # of a stage
     stages: tl.constexpr = COLUMNS // (32 * words)
     sums = tl.zeros((R, 4 * q, T), tl.float32)
-    p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w0, v0, s0, s2, bank, table, PLAIN)
+    p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w0, v0, s0, s2, False, bank, table, PLAIN)
     _copy(x, 0, words, Q, q, T, PLAIN)
     for chunk in range(COLUMNS // 128):
         # The next tiles are on their way while these are multiplied; the last time, the same once more.
         next_w0, next_w1, next_w2, next_w3, next_v0, next_v1, next_v2, next_v3, next_s0, next_s1, next_s2, next_s3 = fetch(
-            packed, absmax, groups, nested, tiles, chunk + 1, COLUMNS, KIND, PLAIN
+            packed, absmax, groups, nested, tiles, chunk + 1, COLUMNS, KIND, True, PLAIN
         )
         sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 0, bank, sums, stages, words, Q, q, PLAIN)
-        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w1, v1, s0, s2, bank, table, PLAIN)
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w1, v1, s0, s2, False, bank, table, PLAIN)
         sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 1, bank, sums, stages, words, Q, q, PLAIN)
-        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w2, v2, s1, s3, bank, table, PLAIN)
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w2, v2, s1, s3, True, bank, table, PLAIN)
         sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 2, bank, sums, stages, words, Q, q, PLAIN)
-        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w3, v3, s1, s3, bank, table, PLAIN)
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w3, v3, s1, s3, True, bank, table, PLAIN)
         sums = _multiply(p0, p1, p2, p3, p4, p5, p6, p7, x, chunk, 3, bank, sums, stages, words, Q, q, PLAIN)
         w1, w2, w3, v1, v2, v3 = next_w1, next_w2, next_w3, next_v1, next_v2, next_v3
         s0, s1, s2, s3 = next_s0, next_s1, next_s2, next_s3
-        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(next_w0, next_v0, s0, s2, bank, table, PLAIN)
+        p0, p1, p2, p3, p4, p5, p6, p7 = _decode(next_w0, next_v0, s0, s2, False, bank, table, PLAIN)
         # NOTE: here, and not when the next word begins: what the compiler sees in flight around a loop it serialises.
         _settle(bank, PLAIN)
     return _settled(sums, q, PLAIN)
 
 
 @triton.jit
-def _decode(w, v, row, far, bank, table, PLAIN: tl.constexpr):
+def _decode(w, v, row, far, HIGH: tl.constexpr, bank, table, PLAIN: tl.constexpr):
     """Eight registers of 32 columns, as `mma` takes four and four; `row` and `far` are the absmax of rows g and g + 8."""
     p0, p1, p2, p3 = lookup(w, bank, table, PLAIN)
     r0, r1, r2, r3 = lookup(v, bank, table, PLAIN)
-    p0, p1, p2, p3 = scaled(p0, row, PLAIN), scaled(p1, row, PLAIN), scaled(p2, row, PLAIN), scaled(p3, row, PLAIN)
-    r0, r1, r2, r3 = scaled(r0, far, PLAIN), scaled(r1, far, PLAIN), scaled(r2, far, PLAIN), scaled(r3, far, PLAIN)
+    p0, p1, p2, p3 = eight_scaled(p0, p1, p2, p3, row, HIGH, PLAIN)
+    r0, r1, r2, r3 = eight_scaled(r0, r1, r2, r3, far, HIGH, PLAIN)
     return p0, r0, p1, r1, p2, r2, p3, r3
 
 
