@@ -165,7 +165,7 @@ def test_packed_tensors_that_are_not_as_agreed_are_refused(name: str, change: ob
     ],
 )
 def test_kernels_are_for_what_they_take(
-    changes: dict[str, int], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     config = replace(MixtralConfig(97, 256, 256, 2, 4, 2, 64, 8, 2, 1e6, 1e-5, 512, tie_embeddings=False), **changes)

@@ -19,7 +19,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 _RUN = 16  # tokens of a prompt that attention takes as one; see `zopilot_gpu.model.kernels.attention`
 # Triton compiles anew for a count that is 1, that is a multiple of 16, and for all others.
 _COUNTS = (1, 2, 16)
-_POWERS = (2048, 4096)  # tokens of steps that are not filled up, whose routing is compiled for the next one
+_POWERS = (2048,)  # tokens of steps that are not filled up, whose routing is compiled for the next one
 _GRAPH_BYTES = 6 * 1024**2  # what the driver keeps of a graph of a few hundred kernels: 5.2 and 5.8 MiB on an H100
 
 
