@@ -35,6 +35,7 @@ _SCALE_LOW: tl.constexpr = tl.constexpr(
 _SCALE_HIGH: tl.constexpr = tl.constexpr(
     "{ .reg .b32 s, z; mov.b32 z, 0x80008000; prmt.b32 s, $2, $2, 0x3232; fma.rn.bf16x2 $0, $1, s, z; }"
 )
+_ZERO: tl.constexpr = tl.constexpr("mov.f32 $0, $1;")
 _PAIR: tl.constexpr = tl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
 _MMA: tl.constexpr = tl.constexpr(
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
@@ -158,6 +159,18 @@ def pair_of(a, b, PLAIN: tl.constexpr):
     else:
         pair = tl.inline_asm_elementwise(_PAIR, "=r,f,f", [a, b], dtype=tl.int32, is_pure=True, pack=1)
     return pair
+
+
+@triton.jit
+def zeros(R: tl.constexpr, Q: tl.constexpr, T: tl.constexpr, PLAIN: tl.constexpr):
+    """[R, Q, T] float32, of which the compiler does not know that they are zero.
+
+    NOTE: triton 3.4 makes one of two sums that a loop begins with the same constant and leaves with results of one `mma`.
+    """
+    zero = tl.zeros((R, Q, T), tl.float32)
+    if not PLAIN:
+        zero = tl.inline_asm_elementwise(_ZERO, "=f,f", [zero], dtype=tl.float32, is_pure=False, pack=1)
+    return zero
 
 
 @triton.jit

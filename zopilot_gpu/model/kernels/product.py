@@ -11,7 +11,19 @@ other layouts, and exchanges registers between threads wherever they meet.
 import triton
 import triton.language as tl
 
-from zopilot_gpu.model.kernels.fragments import high, load4, load8, load16, load16_where, lookup, low, mma, pair_of, scaled
+from zopilot_gpu.model.kernels.fragments import (
+    high,
+    load4,
+    load8,
+    load16,
+    load16_where,
+    lookup,
+    low,
+    mma,
+    pair_of,
+    scaled,
+    zeros,
+)
 
 
 @triton.jit
@@ -40,8 +52,7 @@ def multiply(
     chunks: tl.constexpr = COLUMNS // 128
     thread = tl.arange(0, T)[None, None, :]
     first = thread // 32 % WK
-    c0, c1 = tl.zeros((R, Q, T), tl.float32), tl.zeros((R, Q, T), tl.float32)
-    c2, c3 = tl.zeros((R, Q, T), tl.float32), tl.zeros((R, Q, T), tl.float32)
+    c0, c1, c2, c3 = zeros(R, Q, T, PLAIN), zeros(R, Q, T, PLAIN), zeros(R, Q, T, PLAIN), zeros(R, Q, T, PLAIN)
     for step in range((chunks + WK - 1) // WK):
         chunk = step * WK + first
         # The next tiles are on their way while these are multiplied; the last time, the same once more.
