@@ -58,18 +58,21 @@ def test_all_that_kernels_read_beside_their_arguments_is_written_in_a_file_that_
                     continue
                 where = importlib.import_module(seen_from["__name__"])
                 assert Path(str(where.__file__)) in kernel_files()
-                assert name in _assigned(Path(str(where.__file__)))
+                assert name in _written(Path(str(where.__file__)))
                 num_globals += 1
     assert num_globals > 30
 
 
-def _assigned(file: Path) -> set[str]:
-    """The names that a module gives values itself; what it imports is not among them."""
-    body = ast.parse(file.read_bytes()).body
-    assigned = [node for node in body if isinstance(node, ast.Assign | ast.AnnAssign)]
-    return {
-        one.id for node in assigned for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)
-    }
+def _written(file: Path) -> set[str]:
+    """The names that a module gives values itself, or has from another file that counts."""
+    found = set[str]()
+    for node in ast.parse(file.read_bytes()).body:
+        match node:
+            case ast.Assign() | ast.AnnAssign():
+                found |= {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+            case ast.ImportFrom(module=str(source)) if ROOT / f"{source.replace('.', '/')}.py" in kernel_files():
+                found |= {alias.asname or alias.name for alias in node.names}
+    return found
 
 
 def test_the_folder_lies_in_the_cache_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
