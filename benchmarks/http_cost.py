@@ -9,7 +9,6 @@ process, without HTTP, tokenizer or template: all that stands around the engine.
 """
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -18,8 +17,8 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.servers import KEYS, served
-from runners.background import BEFORE_TORCH
 from runners.base import Backend
+from runners.environment import set_before_torch
 from zopilot_gpu import log
 from zopilot_gpu.bench.client import Client
 from zopilot_gpu.bench.workload import Body
@@ -88,8 +87,7 @@ async def _measure(url: str, repeats: int) -> dict[str, Any]:
 
 def _load(event_loop: asyncio.AbstractEventLoop) -> _InProcess:
     log.configure("warning")
-    for name, value in BEFORE_TORCH.items():
-        os.environ.setdefault(name, value)
+    set_before_torch()
     from runners.device import Device
     from runners.mixtral import MixtralBackend
     from zopilot_gpu.settings import Settings

@@ -8,7 +8,6 @@ Try it: `python -m benchmarks.step_time --plot steps.svg`.
 """
 
 import json
-import os
 import random
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe
-from runners.background import BEFORE_TORCH
+from runners.environment import set_before_torch
 from zopilot_gpu.bench import plot as plots
 
 if TYPE_CHECKING:
@@ -39,8 +38,7 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Write a plot to this SVG file.", dir_okay=False)] = None,
 ) -> None:
     """Measure and print."""
-    for name, value in BEFORE_TORCH.items():
-        os.environ.setdefault(name, value)
+    set_before_torch()
     sizes = [(batch, _BATCH_CONTEXT) for batch in BATCHES]
     sizes += [(batch, context) for batch in _CONTEXT_BATCHES for context in CONTEXTS if context != _BATCH_CONTEXT]
     engine = _engine()

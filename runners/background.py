@@ -10,7 +10,6 @@ source, packing first would take that pass and another over what it wrote.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -19,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runners.base import Backend, Pulse, RunnerState
+from runners.environment import set_before_torch
 from zopilot_gpu import log
 from zopilot_gpu.errors import (
     EngineFailed,
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 _RETRY_LOADING_S = 5
 LEAST_PACKED_BYTES = 1_000_000_000  # what is smaller loads in seconds from anywhere
-# NOTE: read when torch is imported; why is in docs/decisions/003-before-torch.md.
-BEFORE_TORCH = {"OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +218,7 @@ class BackgroundRunner:
 
     def _load_backend(self, prepared: Prepared) -> _Loaded:
         self._progress("importing torch", 0.05)
-        for variable, value in BEFORE_TORCH.items():
-            os.environ.setdefault(variable, value)
+        set_before_torch()
         from runners.device import choose_device, choose_form, without_cudnn  # noqa: PLC0415  (torch takes seconds)
         from runners.machine import look  # noqa: PLC0415
 

@@ -28,10 +28,10 @@ class Limits:
 def choose_limits(device: str, memory_bytes: int, *, is_lean: bool = False) -> Limits:
     """For a device, `cpu` or `cuda`, of so much memory; `is_lean` where the model is held in the form for small cards.
 
-    A step with more than 1,024 tokens dequantises every layer's experts on a GPU, which takes as long as computing
-    2,000 tokens with them: a step of half as many would mostly do that, and one of twice as many would keep all who decode
-    waiting twice as long for a third more tokens a second. It needs more than a gigabyte to work in; a card that has hardly
-    more than the weights gives that to the KV pool. docs/decisions/016-steps-ahead.md.
+    A step with more than 1,024 tokens, on sm_90 2,048, dequantises every layer's experts on a GPU, which takes as long as
+    computing 2,000 tokens with them: a step of half as many would mostly do that, and one of twice as many would keep all
+    who decode waiting twice as long for a third more tokens a second. It needs more than a gigabyte to work in; a card that
+    has hardly more than the weights gives that to the KV pool. docs/decisions/016-steps-ahead.md.
     """
     if device == "cpu":
         return Limits(64, 512, 2, _POOL_TOKENS, MARGIN_BYTES, "a CPU")

@@ -17,10 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
-from runners.background import BEFORE_TORCH
+from runners.environment import set_before_torch
 
-for name, value in BEFORE_TORCH.items():  # as the runner does
-    os.environ.setdefault(name, value)
+set_before_torch()  # as the runner does
 
 ROOT = Path(__file__).parents[1]
 KEY = "key-of-the-tests"

@@ -22,7 +22,7 @@ from zopilot_gpu.model.experts import GroupedExperts
 from zopilot_gpu.model.linear import dense, quantised
 from zopilot_gpu.model.mixtral import Mixtral
 from zopilot_gpu.model.nf4 import NF4, Nested
-from zopilot_gpu.model.weights import Packed, Source, Thrift, build, build_packed, is_quantised, shapes
+from zopilot_gpu.model.weights import Packed, Source, Thrift, build, build_packed, choose_kernels, is_quantised, shapes
 from zopilot_gpu.store.ensure import Wanted, ensure
 from zopilot_gpu.store.load import load
 from zopilot_gpu.store.locate import locate
@@ -149,6 +149,27 @@ def test_packed_tensors_that_are_not_as_agreed_are_refused(name: str, change: ob
         tensors[name] = changed
     with pytest.raises(error, match=name.partition("_")[0]):
         build_packed(config, tensors.__getitem__, torch.float32, CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "why"),
+    [
+        ({}, torch.bfloat16, "a GPU with bf16, and all matrices are whole tiles"),
+        ({}, torch.float32, "the kernels compute in bf16, not torch.float32"),
+        (
+            {"intermediate_size": 192},
+            torch.bfloat16,
+            "the kernels take matrices of whole tiles, 16 by 128, and not (8, 256, 192)",
+        ),
+        ({"hidden_size": 128}, torch.bfloat16, "the kernels take a hidden size of 256 or more, and not 128"),
+    ],
+)
+def test_kernels_are_for_what_they_take(
+    changes: dict[str, Any], dtype: torch.dtype, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    config = replace(MixtralConfig(97, 256, 256, 2, 4, 2, 64, 8, 2, 1e6, 1e-5, 512, tie_embeddings=False), **changes)
+    assert choose_kernels(config, dtype, torch.device("cuda"))[1] == why
 
 
 @pytest.mark.parametrize("held", ["in tiles", "dequantised"])

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from runners.environment import set_before_torch
 from zopilot_gpu.bench.workload import Mix, Plan, Span
 from zopilot_gpu.cli.common import fail, read_object
 
@@ -72,6 +73,7 @@ def gpu(
     """Measure a card: correctness, kernels, the full-size model made up, loading; status 1 when anything is wrong."""
     if unknown := set(only or ()) - set(_SECTIONS):
         raise typer.BadParameter(f"--only: there is no section {min(unknown)!r}; there are {', '.join(_SECTIONS)}.")
+    set_before_torch()
     import torch  # noqa: PLC0415  (it takes seconds, which no other command needs)
 
     if demo:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runners.background import BEFORE_TORCH
+from runners.environment import set_before_torch
 from zopilot_gpu import log
 from zopilot_gpu.cli.prepare import settings_without_key
 from zopilot_gpu.doctor.report import Check, as_json, worst
@@ -40,7 +40,7 @@ def doctor(
     """Check this machine: versions, driver, card, libraries, memory, volume, model, keys. Status 1 when a check fails."""
     if demo:
         os.environ |= {"ZOPILOT_GPU_MODEL": DEMO_MODEL, "ZOPILOT_GPU_DEVICE": "cpu"}
-    os.environ |= {name: os.environ.get(name, value) for name, value in BEFORE_TORCH.items()}
+    set_before_torch()
     log.configure("error")
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     settings, keys_problem = _settings()

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from runners.background import BEFORE_TORCH
+from runners.environment import set_before_torch
 from zopilot_gpu import log
 from zopilot_gpu.cli.bars import Told, bars
 from zopilot_gpu.errors import ModelUnavailable
@@ -45,7 +45,7 @@ def prepare(  # noqa: PLR0913  (one parameter an option)
     """Pack a model once, so that each start reads 24.5 GB instead of 93."""
     settings = settings_without_key()
     log.configure("warning")
-    os.environ |= {name: os.environ.get(name, value) for name, value in BEFORE_TORCH.items()}
+    set_before_torch()
     roots = search_roots(volume or settings.volume, settings.hf_home)
     try:
         with bars(_console) as told:

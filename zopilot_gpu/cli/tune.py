@@ -1,13 +1,12 @@
 """`zopilot-gpu tune`: measures shapes of programs on this machine's GPU once, for every later start. The service never does."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from runners.background import BEFORE_TORCH
+from runners.environment import set_before_torch
 from zopilot_gpu.cli.prepare import settings_without_key
 from zopilot_gpu.model.config import MixtralConfig
 from zopilot_gpu.store import files
@@ -21,7 +20,7 @@ def tune(
     volume: Annotated[Path | None, typer.Option(help="Where to leave the table; the first volume otherwise.")] = None,
 ) -> None:
     """Measure how Mixtral-8x7B's kernels run best on this GPU, for a few minutes; needs 3 GB of its memory."""
-    os.environ |= {name: os.environ.get(name, value) for name, value in BEFORE_TORCH.items()}
+    set_before_torch()
     import torch  # noqa: PLC0415  (takes seconds)
 
     from runners import tuned  # noqa: PLC0415
@@ -35,8 +34,10 @@ def tune(
     if not roots:
         _console.print("[red]No volume that can be written: name one with --volume.[/red]")
         raise typer.Exit(1)
+    from zopilot_gpu.model.kernels import shapes  # noqa: PLC0415
     from zopilot_gpu.model.kernels.tune import measure  # noqa: PLC0415  (triton is for a GPU)
 
+    shapes.use(shapes.choose(shapes.card(device), None, "")[0])  # whose rungs are measured
     table = measure(_MIXTRAL_8X7B, device, _console.print)
     path = tuned.file_for(roots[0], device)
     tuned.save(table, path)

@@ -29,7 +29,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 _log = log.get(__name__)
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _BLOCKS = (64, 256, 1024)  # of 16 tokens; the kernels split a context by the width of its table, not by its length
-TOKENS = (*_ROWS, 384, 512, 768, 1024)  # of a step that is no form; above, kernels do not depend on the number
+TOKENS = (*_ROWS, 384, 512, 768, 1024)  # of a step that is no form; above, kernels depend on its next power of two at most
 _STEPS_BETWEEN_CAPTURES = 8
 # NOTE: torch's cache of memory, one for all GPUs, can't be emptied while any thread captures.
 no_capture = threading.Lock()

@@ -19,6 +19,7 @@ from zopilot_gpu.model.mixtral import Mixtral
 _RUN = 16  # tokens of a prompt that attention takes as one; see `zopilot_gpu.model.kernels.attention`
 # Triton compiles anew for a count that is 1, that is a multiple of 16, and for all others.
 _COUNTS = (1, 2, 16)
+_POWERS = (2048,)  # tokens of steps that are not filled up, whose routing is compiled for the next one
 _GRAPH_BYTES = 6 * 1024**2  # what the driver keeps of a graph of a few hundred kernels: 5.2 and 5.8 MiB on an H100
 
 
@@ -78,7 +79,7 @@ def warm_up(model: Mixtral, kv_dtype: torch.dtype, *, max_rows: int, max_step_to
 def kinds(max_rows: int, max_step_tokens: int, max_blocks: int) -> Iterator[Kind]:
     """Steps after which no other meets a kernel that is not compiled."""
     widths = graphs.table_widths(max_blocks)
-    sizes = {count for count in graphs.TOKENS if count <= max_step_tokens} | {max_rows}
+    sizes = {count for count in (*graphs.TOKENS, *_POWERS) if count <= max_step_tokens} | {max_rows}
     # Attention splits a context by the width of its table and by how many decode: beside each size an odd number of these.
     decodes = {Kind(size, size, widths[0]) for size in sizes if size <= max_rows}
     decodes |= {Kind(size, size - 2, widths[0]) for size in sizes if 8 <= size <= max_rows}

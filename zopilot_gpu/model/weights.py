@@ -27,6 +27,9 @@ from zopilot_gpu.model.nf4 import BLOCK, GROUP, NF4, Nested
 from zopilot_gpu.model.parts import Parts, PlainParts
 
 Get = Callable[[str], torch.Tensor]
+# NOTE: gate and up by wgmma loop over pieces of 128 columns. Of a single piece Triton makes no loop, and chooses layouts then
+# that the inline assembly in it is not written for: it did not compile.
+_LEAST_HIDDEN = 256
 
 
 class Source(Protocol):
@@ -191,6 +194,8 @@ def choose_kernels(config: MixtralConfig, dtype: torch.dtype, device: torch.devi
     others = [shape for name, shape in shapes(config).items() if is_quantised(name) and (shape[-2] % 16 or shape[-1] % 128)]
     if others:
         return False, f"the kernels take matrices of whole tiles, 16 by 128, and not {others[0]}"
+    if config.hidden_size < _LEAST_HIDDEN:
+        return False, f"the kernels take a hidden size of {_LEAST_HIDDEN} or more, and not {config.hidden_size}"
     return True, "a GPU with bf16, and all matrices are whole tiles"
 
 

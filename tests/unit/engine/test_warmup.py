@@ -7,8 +7,9 @@ import pytest
 
 from zopilot_gpu.engine import graphs
 from zopilot_gpu.engine.warmup import kinds
+from zopilot_gpu.model.kernels.routing import compiled_for as routed_for
 
-MAX_ROWS, MAX_STEP_TOKENS = 128, 2048
+MAX_ROWS = 128
 Class = tuple[object, ...]
 
 
@@ -19,7 +20,8 @@ def special(count: int) -> int:
 
 def compiled_for(num_tokens: int, lengths: list[int], width: int) -> Iterator[Class]:
     """What the kernels of a step of sequences of these lengths are compiled for."""
-    yield "experts", num_tokens if num_tokens <= 512 else "many"
+    yield "experts", num_tokens if num_tokens <= graphs.TOKENS[-1] else "many"
+    yield "routing", *routed_for(num_tokens, 8, 2, 64).items()
     decodes = lengths.count(1)
     chunks = sum(-(-length // 16) for length in lengths if length > 1)
     if decodes:
@@ -30,17 +32,20 @@ def compiled_for(num_tokens: int, lengths: list[int], width: int) -> Iterator[Cl
 
 
 @pytest.mark.parametrize("max_blocks", [8, 64, 65, 300, 2048])
-def test_no_step_meets_a_kernel_that_was_not_compiled(max_blocks: int) -> None:
+@pytest.mark.parametrize("max_step_tokens", [1024, 2048, 3000])
+def test_no_step_meets_a_kernel_that_was_not_compiled(max_blocks: int, max_step_tokens: int) -> None:
     warm = set[Class]()
-    for kind in kinds(MAX_ROWS, MAX_STEP_TOKENS, max_blocks):
+    for kind in kinds(MAX_ROWS, max_step_tokens, max_blocks):
         first = kind.num_sequences - 1
         warm |= set(compiled_for(kind.num_tokens, [1] * first + [kind.num_tokens - first], kind.width))
     widths = graphs.table_widths(max_blocks)
     assert widths[-1] >= max_blocks
     dice = random.Random(max_blocks)
     for _ in range(2000):
-        lengths = [1] * dice.choice([0, 1, 5, 16, 100]) + [dice.randint(2, 700) for _ in range(dice.randint(0, 2))]
-        if not lengths or len(lengths) > MAX_ROWS:
+        lengths = [1] * dice.choice([0, 1, 5, 16, 100]) + [
+            dice.randint(2, max_step_tokens // 3) for _ in range(dice.randint(0, 3))
+        ]
+        if not lengths or len(lengths) > MAX_ROWS or sum(lengths) > max_step_tokens:
             continue
         num_tokens = graphs.padded(sum(lengths))
         filled = lengths + [1] * (num_tokens - sum(lengths))

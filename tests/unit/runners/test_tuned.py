@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from runners import tuned
-from zopilot_gpu.model.kernels import shapes
+from zopilot_gpu.cli import app
+from zopilot_gpu.model.kernels import shapes, tune
 from zopilot_gpu.model.kernels.shapes import SHIPPED, Shape, Table, choose
 
 GPU = torch.device("cuda")
@@ -64,6 +66,11 @@ def row(**changes: object) -> list[object]:
     return list(({"r": 1, "q": 1, "wk": 8, "wr": 1, "early": False, "registers": None, "wgmma": False} | changes).values())
 
 
+def by_warpgroups(**changes: object) -> list[object]:
+    """Likewise."""
+    return row(**({"q": 4, "wk": 1, "wr": 4, "early": True, "wgmma": True} | changes))
+
+
 @pytest.mark.parametrize(
     ("experts", "linear"),
     [
@@ -75,15 +82,40 @@ def row(**changes: object) -> list[object]:
         ([[4, row(registers=512), row()]], [[8, row()]]),
         ([[4, row()[:5], row()]], [[8, row()]]),  # an older version's
         ([[4, [1, 4, 4, 1, True, None, True], row(q=4)]], [[8, row()]]),  # four warps of a warpgroup have the same columns
+        (
+            [[4, row(), row()], [64, by_warpgroups(), row(q=4)]],
+            [[8, row()]],
+        ),  # one writes what the other reads, in another order
+        ([[4, row(), row()], [64, row(q=4), by_warpgroups()]], [[8, row()]]),
+        (
+            [[4, row(), row()], [64, by_warpgroups(r=2), by_warpgroups()]],
+            [[8, row()]],
+        ),  # half of the rows would not be computed
+        ([[64, by_warpgroups(), by_warpgroups()]], [[8, row()]]),  # a token alone is in no block
         ([[4, row(), row()]], [[8, row()], [8, row()]]),
         ([], [[8, row()]]),
         (None, None),
     ],
 )
 def test_what_no_kernel_takes_is_no_table(experts: object, linear: object) -> None:
-    Table.from_json(json.dumps({"experts": [[4, row(), row()]], "linear": [[8, row()]]}))
+    sound = [[4, row(), row()], [64, by_warpgroups(), by_warpgroups(r=2)]]
+    Table.from_json(json.dumps({"experts": sound, "linear": [[8, row()]]}))
     with pytest.raises(ValueError, match=r".+"):
         Table.from_json(json.dumps({"experts": experts, "linear": linear}))
+
+
+def test_tuning_measures_the_rungs_that_are_shipped_for_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of fewer, found on the volume, would take the place of the shipped one: of wgmma for long prompts, for one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(shapes, "card", lambda device: "sm90-132")
+    monkeypatch.setattr(tune, "measure", lambda config, device, tell: shapes.current())
+    before = shapes.current()
+    try:
+        assert CliRunner().invoke(app, ["tune", "--volume", str(tmp_path)]).exit_code == 0
+    finally:
+        shapes.use(before)
+    assert Table.from_json(tuned.file_for(tmp_path, GPU).read_bytes()) == SHIPPED["sm90-132"]
 
 
 def test_the_shipped_one_says_where_it_was_measured() -> None:

@@ -64,14 +64,23 @@ def route(logits: torch.Tensor, top_k: int, size: int) -> Routing:
         torch.empty(num_blocks, 3, dtype=torch.int32, device=device),
         torch.empty(count, device=device),
     )
-    tokens = max(16, triton.next_power_of_2(num_tokens))
     route_kernel[(1,)](
         logits, routing.order, routing.blocks, routing.shares, num_tokens, num_blocks, num_experts, top_k, size,
-        TOKENS=tokens, EXPERTS=triton.next_power_of_2(num_experts), PLACES=triton.next_power_of_2(top_k),
-        BLOCKS=max(2, triton.next_power_of_2(num_blocks)), num_warps=max(1, min(8, tokens * top_k // 64)),
-        CHAINED=chains(device),
+        **compiled_for(num_tokens, num_experts, top_k, size), CHAINED=chains(device),
     )  # fmt: skip
     return routing
+
+
+def compiled_for(num_tokens: int, num_experts: int, top_k: int, size: int) -> dict[str, int]:
+    """What the kernel is compiled for. Of the tokens, their next power of two decides: of others, `warmup` would not know."""
+    tokens = max(16, triton.next_power_of_2(num_tokens))
+    return {
+        "TOKENS": tokens,
+        "EXPERTS": triton.next_power_of_2(num_experts),
+        "PLACES": triton.next_power_of_2(top_k),
+        "BLOCKS": max(2, triton.next_power_of_2(most_blocks(tokens * top_k, num_experts, size))),
+        "num_warps": max(1, min(8, tokens * top_k // 64)),
+    }
 
 
 def plain_route(logits: torch.Tensor, top_k: int, size: int) -> Routing:

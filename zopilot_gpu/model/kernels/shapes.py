@@ -88,8 +88,10 @@ class Table:
         for rungs in (experts, linear):
             if not rungs or [rung[0] for rung in rungs] != sorted({rung[0] for rung in rungs}):
                 raise ValueError("its rungs do not ascend")
-        if any(up.q != down.q for _, up, down in experts):
-            raise ValueError("gate and up have another number of tokens than down")
+        if any((up.q, up.wgmma) != (down.q, down.wgmma) for _, up, down in experts):
+            raise ValueError("gate and up have another number or order of tokens than down")
+        if experts[0][1].wgmma or any(up.wgmma and up.r != 1 for _, up, _ in experts):
+            raise ValueError("by warpgroups, gate and up have one tile of each, and are for more tokens than one")
         return cls(experts, linear)
 
 
