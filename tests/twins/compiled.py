@@ -210,7 +210,7 @@ def compiled(name: str, arch: int, directory: Path) -> dict[str, int]:
     before, _, _ = code.partition("ACQBULK")
     counts |= {"early stores": len(re.findall(r"\bSTG\b", before)), "early starts": len(re.findall(r"\bPREEXIT\b", before))}
     sums = re.findall(r"mma\.sync(?:[^{]*\{[^}]*\}){3}[^{]*\{([^}]*)\}", binary.asm["ptx"])  # what each `mma` adds to
-    counts |= {"FMA": len(re.findall(r"fma\.rn\.f32", binary.asm["ptx"]))}
+    counts |= {"mma": len(sums), "fma": len(re.findall(r"fma\.rn\.f32", binary.asm["ptx"]))}
     counts |= {"sums made one": sum(len(set(one.replace(" ", "").split(","))) < 4 for one in sums)}
     loop = {"spills": len(re.findall(r"\b(?:LDL|STL)\b", code)), "wide loads": len(re.findall(r"\bLDG\S*\.128", code))}
     return {"registers": int(found[1]), "stack": int(found[2]), **counts, **loop}

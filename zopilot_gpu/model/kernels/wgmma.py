@@ -26,7 +26,7 @@ _COPY: tl.constexpr = tl.constexpr(
 )
 _ARRIVE: tl.constexpr = tl.constexpr("cp.async.wait_all; fence.proxy.async.shared::cta; bar.sync 0; mov.b32 $0, 0;")
 _SETTLE: tl.constexpr = tl.constexpr("wgmma.wait_group.sync.aligned 0; mov.b32 $0, 0;")
-_SETTLED: tl.constexpr = tl.constexpr("wgmma.wait_group.sync.aligned 0;")
+_SETTLED: tl.constexpr = tl.constexpr("wgmma.wait_group.sync.aligned 0; cp.async.wait_all;")
 
 
 def _word(r: int, q: int) -> str:
@@ -83,7 +83,7 @@ def multiply(
     stages: tl.constexpr = COLUMNS // (32 * words)
     sums = tl.zeros((R, 4 * q, T), tl.float32)
     p0, p1, p2, p3, p4, p5, p6, p7 = _decode(w0, v0, s0, s2, False, bank, table, PLAIN)
-    _copy(x, 0, words, Q, q, T, PLAIN)
+    _copy(x, 0, stages, words, Q, q, T, PLAIN)
     for chunk in range(COLUMNS // 128):
         # The next tiles are on their way while these are multiplied; the last time, the same once more.
         next_w0, next_w1, next_w2, next_w3, next_v0, next_v1, next_v2, next_v3, next_s0, next_s1, next_s2, next_s3 = fetch(
@@ -127,7 +127,7 @@ def _multiply(
     stage = chunk * (4 // WORDS) + WORD // WORDS
     if WORD % WORDS == 0:  # all have the stage's x, and no one reads the one before any longer
         tl.inline_asm_elementwise(_ARRIVE, "=r,r", [bank], dtype=tl.int32, is_pure=False, pack=1)
-        _copy(x, tl.minimum(stage + 1, STAGES - 1), WORDS, Q, q, p0.shape[2], PLAIN)
+        _copy(x, stage + 1, STAGES, WORDS, Q, q, p0.shape[2], PLAIN)
     between: tl.constexpr = 8 << 16  # 128 bytes between the two halves of 16 columns
     place = bank * 0 + (stage % 2 * 512 + (WORD % WORDS * (q * 32) + between))
     R: tl.constexpr = p0.shape[0]
@@ -149,12 +149,12 @@ def _settle(bank, PLAIN: tl.constexpr):
 
 @triton.jit
 def _copy(
-    x, stage, WORDS: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, T: tl.constexpr, PLAIN: tl.constexpr
+    x, stage, STAGES: tl.constexpr, WORDS: tl.constexpr, Q: tl.constexpr, q: tl.constexpr, T: tl.constexpr, PLAIN: tl.constexpr
 ):  # fmt: skip
-    """Sets out for the first q eighths of a stage."""
+    """Sets out for the first q eighths of a stage; beyond the last for the first once more, into the place that is free."""
     if not PLAIN:
         piece = tl.arange(0, WORDS * q * 32 // T)[None, :, None] * T + tl.arange(0, T)[None, None, :]  # of 16 bytes
-        word = stage * WORDS + piece // (q * 32)
+        word = tl.where(stage < STAGES, stage, 0) * WORDS + piece // (q * 32)
         source = x + word * (Q * 128) + piece % (q * 32) * 4
         to = stage % 2 * 8192 + piece * 16
         tl.inline_asm_elementwise(_COPY, "=r,r,l", [to, source], dtype=tl.int32, is_pure=False, pack=1)
