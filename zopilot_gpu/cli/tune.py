@@ -19,7 +19,7 @@ _MIXTRAL_8X7B = MixtralConfig(32_000, 4096, 14_336, 32, 32, 8, 128, 8, 2, 1e6, 1
 def tune(
     volume: Annotated[Path | None, typer.Option(help="Where to leave the table; the first volume otherwise.")] = None,
 ) -> None:
-    """Measure how Mixtral-8x7B's kernels run best on this GPU, for a few minutes; needs 3 GB of its memory."""
+    """Measure how Mixtral-8x7B's kernels run best on this GPU, for 5 to 10 minutes; needs 3 GB of its memory."""
     set_before_torch()
     import torch  # noqa: PLC0415  (takes seconds)
 
