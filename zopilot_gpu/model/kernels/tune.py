@@ -1,4 +1,4 @@
-"""Measures shapes of programs on the card at hand, with made-up weights of a model's sizes. For a person, once: it takes minutes.
+"""Measures shapes of programs on the card at hand, with made-up weights of a model's sizes; for a person, once.
 
 Every candidate is compared with the shape in use before it is timed: what compiles to something else is not taken. Times are
 those of CUDA graphs over several copies of the weights, so that no cache holds them.
