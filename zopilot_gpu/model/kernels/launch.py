@@ -5,7 +5,7 @@ from functools import cache
 import torch
 import triton
 
-from zopilot_gpu.model.kernels import INTERPRETED, warpgroup
+from zopilot_gpu.model.kernels import INTERPRETED
 from zopilot_gpu.model.kernels.chained import chains
 from zopilot_gpu.model.kernels.dequantise import code_table, dequantise_kernel
 from zopilot_gpu.model.kernels.experts import dense_kernel, down_kernel, gate_up_kernel, gather_kernel, sum_kernel
@@ -13,41 +13,36 @@ from zopilot_gpu.model.kernels.fragments import pair_table
 from zopilot_gpu.model.kernels.routing import Picked, Routing
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import COLUMNS, ROWS, Tiled
+from zopilot_gpu.model.kernels.warpgroup import wgmma_down_kernel, wgmma_gather_kernel, wgmma_up_kernel
 from zopilot_gpu.model.nf4 import nested_table
 
 _GATHERED_ABOVE = 32
 
 
 def gate_up(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, top_k: int, shape: Shape) -> torch.Tensor:
-    """silu(gate x) * up x of every slot: x [T, d] bf16 -> [blocks, Q, f / 32, 32, 8] bf16, see `experts`."""
+    """silu(gate x) * up x of every slot: x [T, d] bf16 -> what `down` reads, [blocks * 8 Q, f] bf16 in its order."""
     _, rows, columns = weight.shape
-    inner, (order, blocks, _, num_blocks), experts = rows // 2, _plan(plan), _picked(plan)
-    pairs = x.view(torch.int32)
-    if shape.wgmma:
-        rows_of_blocks = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
-        grid = (num_blocks * shape.q, -(-columns * 4 // 1024))
-        warpgroup.wgmma_gather_kernel[grid](
-            pairs, order, blocks, rows_of_blocks, top_k, columns, shape.q, 1024, num_warps=4, CHAINED=chains(x.device)
-        )
-        out = torch.empty(num_blocks * 8 * shape.q, inner, dtype=x.dtype, device=x.device)
-        warpgroup.wgmma_up_kernel[(num_blocks * shape.programs(inner),)](
-            *_pointers(weight), rows_of_blocks, blocks, out, num_blocks, columns, inner, _kind(weight),
-            shape.q, shape.wr, INTERPRETED, num_warps=shape.wr, maxnreg=shape.registers, CHAINED=chains(x.device),
-        )  # fmt: skip
-        return out
-    gathered = isinstance(plan, Routing) and len(order) > _GATHERED_ABOVE
+    inner, (order, blocks, _, num_blocks), pairs = rows // 2, _plan(plan), x.view(torch.int32)
+    gathered = shape.wgmma or (isinstance(plan, Routing) and len(order) > _GATHERED_ABOVE)
     if gathered:
+        gather, token_pairs = wgmma_gather_kernel if shape.wgmma else gather_kernel, pairs
         pairs = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
-        grid = (num_blocks * shape.q, -(-columns * 4 // 1024))
-        gather_kernel[grid](
-            x.view(torch.int32), order, blocks, pairs, top_k, columns, shape.q, 1024, num_warps=4, CHAINED=chains(x.device)
+        gather[(num_blocks * shape.q, -(-columns * 4 // 1024))](
+            token_pairs, order, blocks, pairs, top_k, columns, shape.q, 1024, num_warps=4, CHAINED=chains(x.device)
         )
     out = torch.empty(num_blocks * 8 * shape.q, inner, dtype=x.dtype, device=x.device)
-    gate_up_kernel[(num_blocks * shape.programs(inner),)](
-        *_pointers(weight), pairs, order, blocks, out,
-        top_k, columns, inner, _kind(weight), num_blocks, gathered, *shape.constants, *experts,
-        num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
-    )  # fmt: skip
+    grid = (num_blocks * shape.programs(inner),)
+    if shape.wgmma:
+        wgmma_up_kernel[grid](
+            *_pointers(weight), pairs, blocks, out, num_blocks, columns, inner, _kind(weight),
+            shape.q, shape.wr, INTERPRETED, num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
+        )  # fmt: skip
+    else:
+        gate_up_kernel[grid](
+            *_pointers(weight), pairs, order, blocks, out,
+            top_k, columns, inner, _kind(weight), num_blocks, gathered, *shape.constants, *_picked(plan),
+            num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
+        )  # fmt: skip
     return out
 
 
@@ -56,18 +51,19 @@ def down(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, shape: Shape) -
     _, rows, columns = weight.shape
     order, blocks, shares, num_blocks = _plan(plan)
     out = torch.empty(plan.num_assignments, rows, dtype=torch.float32, device=x.device)
+    grid = (num_blocks * shape.programs(rows),)
     if shape.wgmma:
-        warpgroup.wgmma_down_kernel[(num_blocks * shape.programs(rows),)](
+        wgmma_down_kernel[grid](
             *_pointers(weight), x.view(torch.int32), order, blocks, shares.view(torch.int32), out, num_blocks,
             columns, rows, _kind(weight), shape.r, shape.q, shape.wr, INTERPRETED,
-            num_warps=shape.wr, maxnreg=shape.registers, CHAINED=chains(x.device),
+            num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
         )  # fmt: skip
-        return out
-    down_kernel[(num_blocks * shape.programs(rows),)](
-        *_pointers(weight), x.view(torch.int32), order, blocks, shares, out,
-        columns, rows, _kind(weight), num_blocks, *shape.constants, *_picked(plan),
-        num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
-    )  # fmt: skip
+    else:
+        down_kernel[grid](
+            *_pointers(weight), x.view(torch.int32), order, blocks, shares, out,
+            columns, rows, _kind(weight), num_blocks, *shape.constants, *_picked(plan),
+            num_warps=shape.num_warps, maxnreg=shape.registers, CHAINED=chains(x.device),
+        )  # fmt: skip
     return out
 
 
