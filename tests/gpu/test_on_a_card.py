@@ -179,15 +179,16 @@ STEPS = [[(0, 37), (0, 300)], [(37, 38), (300, 317), (0, 1)], [(38, 39), (317, 3
 
 @torch.inference_mode()
 def test_a_model_by_kernels_is_as_near_to_the_exact_one_as_the_plain_one(device: torch.device) -> None:
-    """By the median of rows: a router's near tie that falls the other way costs either one a row."""
+    """By the median of many models' rows: a router's near tie that falls the other way costs either one a row, or a sequence."""
     far = []
-    three = models(device)
-    caches = [pools(model, 60) for model in three]
-    for spans in STEPS:
-        kernels, plain, full = (
-            model.forward(step(spans, device, 20), cache) for model, cache in zip(three, caches, strict=True)
-        )
-        far += [((one - full).norm(dim=1) / full.norm(dim=1)) for one in (kernels, plain)]
+    for _ in range(8):
+        three = models(device)
+        caches = [pools(model, 60) for model in three]
+        for spans in STEPS:
+            kernels, plain, full = (
+                model.forward(step(spans, device, 20), cache) for model, cache in zip(three, caches, strict=True)
+            )
+            far += [((one - full).norm(dim=1) / full.norm(dim=1)) for one in (kernels, plain)]
     mine, theirs = torch.cat(far[::2]).median(), torch.cat(far[1::2]).median()
     assert mine < 1.5 * theirs, (mine, theirs)
 
