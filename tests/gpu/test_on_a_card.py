@@ -179,7 +179,7 @@ STEPS = [[(0, 37), (0, 300)], [(37, 38), (300, 317), (0, 1)], [(38, 39), (317, 3
 
 @torch.inference_mode()
 def test_a_model_by_kernels_is_as_near_to_the_exact_one_as_the_plain_one(device: torch.device) -> None:
-    """By the median of many models' rows: a router's near tie that falls the other way costs either one a row, or a sequence."""
+    """By the median of many models' rows: a router's near tie that falls the other way costs either one a row or more."""
     far = []
     for _ in range(8):
         three = models(device)
