@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 _PARTS = {
-    "experts": r"gate_up|^down_kernel|^gather_kernel|^sum_kernel|dequantise",
+    "experts": r"gate_up|^down_kernel|^wgmma|^gather_kernel|^sum_kernel|dequantise",
     "routing": r"^route",
     "QKV and O": r"^dense_kernel",
     "attention": r"^attend|^merge_kernel",

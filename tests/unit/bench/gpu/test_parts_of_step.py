@@ -13,6 +13,8 @@ from zopilot_gpu.bench.gpu.parts_of_step import added, part_of, parts_of_step
     [
         ("gate_up_kernel", "experts"),
         ("down_kernel", "experts"),
+        ("wgmma_up_kernel", "experts"),
+        ("wgmma_down_kernel", "experts"),
         ("dequantise_kernel", "experts"),
         ("dense_kernel", "QKV and O"),
         ("attend_kernel", "attention"),
