@@ -26,7 +26,7 @@ WAITING = frozenset(
     {
         "add_norm_kernel", "attend_kernel", "dense_kernel", "dequantise_kernel", "down_kernel", "embed_kernel",
         "gate_up_kernel", "gather_kernel", "merge_kernel", "rotate_kernel", "route_kernel", "sum_kernel", "wgmma_down_kernel",
-        "wgmma_gather_kernel", "wgmma_up_kernel",
+        "wgmma_up_kernel",
     }
 )  # fmt: skip
 

@@ -212,18 +212,28 @@ def dense_kernel(
 @triton.jit
 def gather_kernel(
     x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr,
-    CHAINED: tl.constexpr = False,
+    WGMMA: tl.constexpr, CHAINED: tl.constexpr = False,
 ):  # fmt: skip
-    """Out [blocks, Q, COLUMNS / 32, 32, 8] = the rows of `x` [tokens, COLUMNS] that each block has, in pairs of bf16."""
+    """Out = the rows of `x` [tokens, COLUMNS] that each block has, in pairs of bf16 and in the order of what multiplies.
+
+    That is [blocks, Q, COLUMNS / 32, 32, 8] as above, or if WGMMA the order that `wgmma` has.
+    """
     wait_for_before(CHAINED)
     eighth = tl.program_id(0)
     start, count = tl.load(blocks + eighth // Q * 3 + 1), tl.load(blocks + eighth // Q * 3 + 2)
-    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs: [COLUMNS / 32, token, pair]
-    token = eighth % Q * 8 + index // 16 % 8
-    inside = (token < count) & (index < COLUMNS * 4)
+    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs, 128 of 32 columns of eight tokens
+    known = index < COLUMNS * 4
+    if WGMMA:
+        token, column = index // 4 % 8, index % 4 * 4 + index // 32 % 4
+        to = (eighth // Q * (COLUMNS // 32) + index // 128) * (Q * 128) + eighth % Q * 128 + index % 128
+    else:
+        token, column = index // 16 % 8, index % 16
+        to = eighth * (COLUMNS * 4) + index
+    token += eighth % Q * 8
+    inside = known & (token < count)
     row = tl.load(order + start + token, mask=inside, other=0) // TOP_K
-    pair = tl.load(x + row * (COLUMNS // 2) + index // 128 * 16 + index % 16, mask=inside, other=0)
-    tl.store(out + eighth * (COLUMNS * 4) + index, pair, mask=inside)
+    pair = tl.load(x + row * (COLUMNS // 2) + index // 128 * 16 + column, mask=inside, other=0)
+    tl.store(out + to, pair, mask=known if WGMMA else inside)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from zopilot_gpu.model.kernels.fragments import pair_table
 from zopilot_gpu.model.kernels.routing import Picked, Routing
 from zopilot_gpu.model.kernels.shapes import Shape
 from zopilot_gpu.model.kernels.tiles import COLUMNS, ROWS, Tiled
-from zopilot_gpu.model.kernels.warpgroup import wgmma_down_kernel, wgmma_gather_kernel, wgmma_up_kernel
+from zopilot_gpu.model.kernels.warpgroup import wgmma_down_kernel, wgmma_up_kernel
 from zopilot_gpu.model.nf4 import nested_table
 
 _GATHERED_ABOVE = 32
@@ -25,10 +25,10 @@ def gate_up(weight: Tiled, x: torch.Tensor, plan: Routing | Picked, top_k: int, 
     inner, (order, blocks, _, num_blocks), pairs = rows // 2, _plan(plan), x.view(torch.int32)
     gathered = shape.wgmma or (isinstance(plan, Routing) and len(order) > _GATHERED_ABOVE)
     if gathered:
-        gather, token_pairs = wgmma_gather_kernel if shape.wgmma else gather_kernel, pairs
+        token_pairs = pairs
         pairs = torch.empty(num_blocks * shape.q, columns * 4, dtype=torch.int32, device=x.device)
-        gather[(num_blocks * shape.q, -(-columns * 4 // 1024))](
-            token_pairs, order, blocks, pairs, top_k, columns, shape.q, 1024, num_warps=4, CHAINED=chains(x.device)
+        gather_kernel[(num_blocks * shape.q, -(-columns * 4 // 1024))](
+            token_pairs, order, blocks, pairs, top_k, columns, shape.q, 1024, shape.wgmma, num_warps=4, CHAINED=chains(x.device)
         )
     out = torch.empty(num_blocks * 8 * shape.q, inner, dtype=x.dtype, device=x.device)
     grid = (num_blocks * shape.programs(inner),)

@@ -26,10 +26,6 @@ _STORE_PAIRS: tl.constexpr = tl.constexpr(
 )
 
 
-def _list(first: int, count: int) -> str:
-    return ", ".join(f"${first + index}" for index in range(count))
-
-
 @triton.jit(do_not_specialize=["num_blocks"])
 def wgmma_up_kernel(
     packed, absmax, groups, nested, table, x, blocks, out, num_blocks,
@@ -147,24 +143,6 @@ def _down(
             _STORE, "=r,l,r,r", [out + assignment * ROWS + row, value.to(tl.int32, bitcast=True), keep.to(tl.int32)],
             dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
-
-
-@triton.jit
-def wgmma_gather_kernel(
-    x, order, blocks, out, TOP_K: tl.constexpr, COLUMNS: tl.constexpr, Q: tl.constexpr, BLOCK: tl.constexpr,
-    CHAINED: tl.constexpr = False,
-):  # fmt: skip
-    """Rows, of each block those of `x` [tokens, COLUMNS] that it has, both in pairs of bf16; see `experts.gather_kernel`."""
-    wait_for_before(CHAINED)
-    eighth = tl.program_id(0)
-    start, count = tl.load(blocks + eighth // Q * 3 + 1), tl.load(blocks + eighth // Q * 3 + 2)
-    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # of pairs: [COLUMNS / 32, part of 8 columns, token, 8 columns]
-    token = eighth % Q * 8 + index // 4 % 8
-    inside = (token < count) & (index < COLUMNS * 4)
-    row = tl.load(order + start + token, mask=inside, other=0) // TOP_K
-    pair = tl.load(x + row * (COLUMNS // 2) + index // 128 * 16 + index % 4 * 4 + index // 32 % 4, mask=inside, other=0)
-    to = (eighth // Q * (COLUMNS // 32) + index // 128) * (Q * 128) + eighth % Q * 128 + index % 128
-    tl.store(out + to, pair, mask=index < COLUMNS * 4)
 
 
 @triton.jit
