@@ -37,7 +37,7 @@ def tune(
     from zopilot_gpu.model.kernels import shapes  # noqa: PLC0415
     from zopilot_gpu.model.kernels.tune import measure  # noqa: PLC0415  (triton is for a GPU)
 
-    shapes.use(shapes.choose(shapes.card(device), None, "")[0])  # whose rungs are measured
+    shapes.use_shipped(device)  # whose rungs are measured
     table = measure(_MIXTRAL_8X7B, device, _console.print)
     path = tuned.file_for(roots[0], device)
     tuned.save(table, path)

@@ -79,8 +79,7 @@ def run(
     head = {"command": "bench gpu", "date": datetime.now(UTC).isoformat(timespec="seconds"), "size": sizes.name, "seed": seed}
     made = Run(sizes, device, console, file, head | {"machine": machine.describe(device), "sections": list(wanted)})
     if device.type == "cuda":
-        table, made.report["shapes"] = shapes.choose(shapes.card(device), None, "")
-        shapes.use(table)
+        made.report["shapes"] = shapes.use_shipped(device)
     report.show_flat("", made.report["machine"], console)
     with made.guarded("ceilings"):
         made.best = kernels.ceilings(sizes, device)

@@ -182,6 +182,13 @@ def use(table: Table) -> None:
     _current[0] = table
 
 
+def use_shipped(device: torch.device) -> str:
+    """Takes the shipped table for a GPU, for measuring. Gives why that one."""
+    table, why = choose(card(device), None, "")
+    use(table)
+    return why
+
+
 def current() -> Table:
     """The table in use."""
     return _current[0]
